@@ -1,0 +1,1 @@
+//! Examples: configurations, data and programs to copy.

@@ -1,0 +1,1 @@
+//! Host for WebAssembly policy plugins. The policies that exist so far are built into `forethought-core`.

@@ -1,0 +1,3 @@
+//! The `forethought` command.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Fakes for the end-to-end tests.

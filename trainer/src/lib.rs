@@ -1,0 +1,1 @@
+//! Tunes the guard: R1-Act examples in, a PEFT adapter out.
