@@ -1,0 +1,119 @@
+//! A guard turns a conversation into evidence. It finds; only a [policy](crate::policy) decides.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::{
+    conversation::Conversation,
+    evidence::{Coverage, Evidence, GuardVersion, Phase, PhaseEnd},
+};
+
+/// How a guard comes to its score.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Write both phases, then score the verdict.
+    #[default]
+    Reason,
+    /// Score the verdict at once: one prefill, no text.
+    Direct,
+}
+
+/// What the caller wants of one examination.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// How to come to the score.
+    pub mode: Mode,
+    /// Time allowed from the call on. A guard that runs out of it while writing closes its phases and scores what it
+    /// has; one that has not read the conversation by then fails with [`GuardError::Deadline`].
+    pub deadline: Option<Duration>,
+}
+
+/// What happens during an examination, in order.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The transcript was rendered; this is what will be read of it.
+    Coverage(Coverage),
+    /// A phase's text begins.
+    PhaseStarted(Phase),
+    /// More text of a phase.
+    Text(Phase, String),
+    /// A phase's text has ended.
+    PhaseEnded(Phase, PhaseEnd),
+    /// The examination is over, with evidence. Nothing follows.
+    Done(Box<Evidence>),
+    /// The examination is over, without evidence. Nothing follows.
+    Failed(GuardError),
+}
+
+/// Why there is no evidence.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GuardError {
+    /// The queue is full.
+    #[error(
+        "the guard is overloaded: {waiting} conversations are waiting already (raise `guard.queue`, or add machines)"
+    )]
+    Overloaded {
+        /// Length of the queue.
+        waiting: usize,
+    },
+    /// Not even the conversation was read in time.
+    #[error("the guard could not read the conversation within {} ms (raise `guard.deadline_ms`)", .after.as_millis())]
+    Deadline {
+        /// The time that was allowed.
+        after: Duration,
+    },
+    /// The model failed.
+    #[error("the guard model failed: {0}")]
+    Model(String),
+    /// The engine is gone, as during shutdown.
+    #[error("the guard has stopped")]
+    Stopped,
+}
+
+/// A running examination. Dropping it tells the guard to stop work on it.
+#[derive(Debug)]
+pub struct Examination {
+    events: mpsc::UnboundedReceiver<Event>,
+}
+
+impl Examination {
+    /// An examination and the sender of its events. What is sent is bounded by the guard's token caps, so the channel
+    /// needs no bound of its own and never holds the engine up. A guard sees that its caller left by
+    /// [`mpsc::UnboundedSender::is_closed`].
+    pub fn channel() -> (mpsc::UnboundedSender<Event>, Self) {
+        let (sender, events) = mpsc::unbounded_channel();
+        (sender, Self { events })
+    }
+
+    /// The next event; `None` after the last one.
+    pub async fn next(&mut self) -> Option<Event> {
+        self.events.recv().await
+    }
+
+    /// Waits for the outcome and lets the events before it go by.
+    ///
+    /// # Errors
+    /// Whatever the examination failed with; [`GuardError::Stopped`] if the guard went away.
+    pub async fn evidence(mut self) -> Result<Evidence, GuardError> {
+        while let Some(event) = self.next().await {
+            match event {
+                Event::Done(evidence) => return Ok(*evidence),
+                Event::Failed(error) => return Err(error),
+                _ => {}
+            }
+        }
+        Err(GuardError::Stopped)
+    }
+}
+
+/// Turns a conversation into evidence.
+pub trait Guard: Send + Sync + 'static {
+    /// Starts an examination; never blocks. All failures, a full queue included, arrive as [`Event::Failed`].
+    fn examine(&self, conversation: Arc<Conversation>, options: Options) -> Examination;
+
+    /// Which guard this is.
+    fn version(&self) -> GuardVersion;
+}
