@@ -1,0 +1,3 @@
+//! The guard model: weights, forward pass and decoding.
+
+pub mod q8;
