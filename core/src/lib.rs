@@ -4,7 +4,9 @@
 //! The words used here (guard, evidence, assessment, coverage, policy, decision) are those of `ARCHITECTURE.md`.
 
 pub mod conversation;
+pub mod engine;
 pub mod evidence;
 pub mod generate;
 pub mod guard;
+pub mod model;
 pub mod policy;
