@@ -24,8 +24,8 @@ pub struct Lane {
 
 /// A piece of work for the engine. All methods run on the engine's thread.
 pub trait Task: Send + 'static {
-    /// Starts: says what to read first. `Err` ends the task; it has then told its caller why.
-    fn start(&mut self, decoder: &Decoder) -> Result<Lane, ()>;
+    /// Starts: says what to read first. `None` ends the task; it has then told its caller why.
+    fn start(&mut self, decoder: &Decoder) -> Option<Lane>;
 
     /// All pending tokens were read; `logits` are those after the last one. Sets what to read next, or breaks when done.
     fn advance(&mut self, lane: &mut Lane, logits: &[f32]) -> ControlFlow<()>;
@@ -155,7 +155,7 @@ impl<T: Task> Worker<T> {
             running.retain_mut(|(task, _)| !task.is_over());
             for mut task in joining {
                 if !task.is_over()
-                    && let Ok(lane) = task.start(&self.decoder)
+                    && let Some(lane) = task.start(&self.decoder)
                 {
                     running.push((task, lane));
                 }

@@ -1,5 +1,8 @@
 //! Text generation as a service: what the embedded upstream asks of a local model.
 
+pub mod local;
+
+pub use local::LocalChat;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 

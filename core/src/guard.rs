@@ -1,5 +1,11 @@
 //! A guard turns a conversation into evidence. It finds; only a [policy](crate::policy) decides.
 
+pub mod bundle;
+mod examine;
+pub mod local;
+pub mod prompt;
+pub mod transcript;
+
 use std::{sync::Arc, time::Duration};
 
 use serde::{Deserialize, Serialize};
@@ -9,6 +15,10 @@ use crate::{
     conversation::Conversation,
     evidence::{Coverage, Evidence, GuardVersion, Phase, PhaseEnd},
 };
+
+pub use bundle::Bundle;
+pub use local::{LocalGuard, LocalOptions};
+pub use transcript::Windows;
 
 /// How a guard comes to its score.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

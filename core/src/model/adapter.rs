@@ -64,7 +64,10 @@ impl Adapter {
             (raw.r == 0, "r = 0"),
         ];
         if let Some((_, key)) = unsupported.iter().find(|(set, _)| *set) {
-            return Err(ModelError::invalid(&path, format!("`{key}` is not supported: merge the adapter first")));
+            return Err(ModelError::invalid(
+                &path,
+                format!("`{key}` is not supported: merge the adapter first"),
+            ));
         }
         let rank = raw.r as f64;
         let scale = raw.lora_alpha / if raw.use_rslora { rank.sqrt() } else { rank };

@@ -13,7 +13,11 @@ const MATMUL_FROM: usize = 24;
 /// `total`; returns `[tokens, heads * head_dim]`.
 pub(super) fn attend(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
     let on_cpu = matches!(q.device(), Device::Cpu) && q.dtype() == DType::F32;
-    if on_cpu && q.dim(0)? < MATMUL_FROM { attend_loop(config, q, k, v) } else { attend_matmul(config, q, k, v) }
+    if on_cpu && q.dim(0)? < MATMUL_FROM {
+        attend_loop(config, q, k, v)
+    } else {
+        attend_matmul(config, q, k, v)
+    }
 }
 
 fn attend_matmul(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
@@ -41,7 +45,8 @@ fn attend_matmul(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Re
 fn causal_mask(tokens: usize, total: usize, dtype: DType, device: &Device) -> Result<Tensor> {
     let past = total - tokens;
     let cell = |row, column| if column > past + row { f32::NEG_INFINITY } else { 0.0 };
-    let mask: Vec<f32> = (0..tokens).flat_map(|row| (0..total).map(move |column| cell(row, column))).collect();
+    let mask: Vec<f32> =
+        (0..tokens).flat_map(|row| (0..total).map(move |column| cell(row, column))).collect();
     Ok(Tensor::from_vec(mask, (tokens, total), device)?.to_dtype(dtype)?)
 }
 

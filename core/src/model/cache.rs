@@ -52,7 +52,11 @@ impl KvCache {
     /// Makes room for `extra` more tokens. Called once a step, before any layer appends.
     pub(super) fn reserve(&mut self, extra: usize) -> Result<()> {
         let needed = self.len + extra;
-        if needed > self.capacity { self.grow(needed.next_multiple_of(64).max(self.capacity * 3 / 2)) } else { Ok(()) }
+        if needed > self.capacity {
+            self.grow(needed.next_multiple_of(64).max(self.capacity * 3 / 2))
+        } else {
+            Ok(())
+        }
     }
 
     /// Moves to new storage: a clone of a tensor shares the old one.

@@ -91,7 +91,8 @@ impl Checkpoint {
     /// # Errors
     /// The file is damaged.
     pub fn get(&self, name: &str) -> Result<Option<Tensor>> {
-        let damaged = |e: candle_core::Error| ModelError::invalid(&self.path, format!("tensor `{name}`: {e}"));
+        let damaged =
+            |e: candle_core::Error| ModelError::invalid(&self.path, format!("tensor `{name}`: {e}"));
         match &self.source {
             Source::Safetensors(tensors) => {
                 if tensors.get(name).is_err() {
@@ -173,9 +174,10 @@ impl Checkpoint {
                 )
             }
             Source::Safetensors(_) => {
-                let config: serde_json::Value =
-                    serde_json::from_str(&read_text(&self.path.join("tokenizer_config.json"))?)
-                        .map_err(|e| ModelError::invalid(&self.path.join("tokenizer_config.json"), e.to_string()))?;
+                let config: serde_json::Value = serde_json::from_str(&read_text(
+                    &self.path.join("tokenizer_config.json"),
+                )?)
+                .map_err(|e| ModelError::invalid(&self.path.join("tokenizer_config.json"), e.to_string()))?;
                 let own_file = self.path.join("chat_template.jinja");
                 let text = if own_file.exists() {
                     read_text(&own_file)?

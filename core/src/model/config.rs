@@ -23,7 +23,9 @@ impl Architecture {
             "llama" => Ok(Self::Llama),
             "qwen2" => Ok(Self::Qwen2),
             "qwen3" => Ok(Self::Qwen3),
-            other => Err(format!("architecture `{other}` is not supported: use a llama, qwen2 or qwen3 model")),
+            other => {
+                Err(format!("architecture `{other}` is not supported: use a llama, qwen2 or qwen3 model"))
+            }
         }
     }
 

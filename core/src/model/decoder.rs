@@ -169,7 +169,12 @@ impl Decoder {
     }
 
     /// Runs the head over the wanted rows only.
-    fn logits(&self, x: &Tensor, sequences: &[Sequence<'_>], segments: &[Range<usize>]) -> Result<Vec<Tensor>> {
+    fn logits(
+        &self,
+        x: &Tensor,
+        sequences: &[Sequence<'_>],
+        segments: &[Range<usize>],
+    ) -> Result<Vec<Tensor>> {
         let wanted: Vec<Range<usize>> = sequences
             .iter()
             .zip(segments)

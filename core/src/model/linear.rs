@@ -98,9 +98,7 @@ pub(super) fn forward_many<const N: usize>(layers: [&Linear; N], x: &Tensor) -> 
     } else {
         let product = |layer: &&Linear| match &layer.weight {
             Weight::Dense(weight) => Ok(x.matmul(&weight.t()?)?),
-            Weight::Quantised(weight) => {
-                Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?)
-            }
+            Weight::Quantised(weight) => Ok(weight.forward(&x.to_dtype(DType::F32)?)?.to_dtype(x.dtype())?),
             Weight::Int8(weight) => {
                 int8_products(&[weight], x)?.pop().ok_or_else(|| candle_core::Error::msg("no output").into())
             }
@@ -126,7 +124,8 @@ fn int8_products(weights: &[&Q8Matrix], x: &Tensor) -> Result<Vec<Tensor>> {
         let mut parts: Vec<_> =
             weights.iter().copied().zip(outputs.iter_mut().map(Vec::as_mut_slice)).collect();
         q8::matmul_many(x, rows, &mut parts).map_err(candle_core::Error::wrap)?;
-        let tensor = |(w, y): (&&Q8Matrix, Vec<f32>)| Ok(Tensor::from_vec(y, (rows, w.rows()), &Device::Cpu)?);
+        let tensor =
+            |(w, y): (&&Q8Matrix, Vec<f32>)| Ok(Tensor::from_vec(y, (rows, w.rows()), &Device::Cpu)?);
         weights.iter().zip(outputs).map(tensor).collect()
     })
 }

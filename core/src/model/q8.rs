@@ -22,8 +22,8 @@ use std::cell::Cell;
 use half::f16;
 use rayon::prelude::*;
 
-use block::Block;
 pub use block::BLOCK;
+use block::Block;
 pub use kernel::Kernel;
 use kernel::{LANES, QUADS, Quad};
 
@@ -47,7 +47,9 @@ pub enum Q8Error {
         found: usize,
     },
     /// A weight is NaN, infinite, or too large for a block's scale (above 8.3 million).
-    #[error("row {row} of the weights holds NaN, infinity or a number too large for 8 bits: check the model file")]
+    #[error(
+        "row {row} of the weights holds NaN, infinity or a number too large for 8 bits: check the model file"
+    )]
     Weight {
         /// The first such row.
         row: usize,
@@ -62,7 +64,7 @@ pub enum Q8Error {
 pub struct Q8Matrix {
     rows: usize,
     cols: usize,
-    quads: Vec<Quad>,         // [n / 16][k / 32][8]
+    quads: Vec<Quad>,          // [n / 16][k / 32][8]
     scales: Vec<[f16; LANES]>, // [n / 16][k / 32]
 }
 
@@ -89,8 +91,8 @@ impl Q8Matrix {
             .try_for_each(|(panel, ((quads, scales), w))| {
                 for (lane, row) in w.chunks_exact(k).enumerate() {
                     for (b, numbers) in row.as_chunks::<BLOCK>().0.iter().enumerate() {
-                        let (q, scale) = block::weights(numbers)
-                            .ok_or(Q8Error::Weight { row: panel * LANES + lane })?;
+                        let (q, scale) =
+                            block::weights(numbers).ok_or(Q8Error::Weight { row: panel * LANES + lane })?;
                         scales[b][lane] = scale;
                         for (quad, q) in quads[b * QUADS..].iter_mut().zip(q.as_chunks::<4>().0) {
                             quad.set(lane, *q);

@@ -2,10 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 
-use super::{
-    ModelConfig, Result,
-    config::RopeScaling,
-};
+use super::{ModelConfig, Result, config::RopeScaling};
 
 /// Inverse frequencies, after scaling; length `head_dim / 2`.
 pub(super) struct Rope {
@@ -35,7 +32,12 @@ impl Rope {
     }
 
     /// Cosines and sines for `positions`, each `[positions, head_dim / 2]`.
-    pub(super) fn angles(&self, positions: &[usize], dtype: DType, device: &Device) -> Result<(Tensor, Tensor)> {
+    pub(super) fn angles(
+        &self,
+        positions: &[usize],
+        dtype: DType,
+        device: &Device,
+    ) -> Result<(Tensor, Tensor)> {
         let shape = (positions.len(), self.inverse.len());
         let angles = positions.iter().flat_map(|&p| self.inverse.iter().map(move |f| p as f32 * f));
         let (sin, cos): (Vec<f32>, Vec<f32>) = angles.map(f32::sin_cos).unzip();

@@ -57,7 +57,8 @@ impl Tokenizer {
         let text = |key: &str| get(key)?.to_string().map_err(|e| format!("metadata key `{key}`: {e}"));
         let strings = |key: &str| {
             let list = get(key)?.to_vec().map_err(|e| format!("metadata key `{key}`: {e}"))?;
-            let strings = list.iter().map(|v| v.to_string().map_err(|e| format!("metadata key `{key}`: {e}")));
+            let strings =
+                list.iter().map(|v| v.to_string().map_err(|e| format!("metadata key `{key}`: {e}")));
             strings.collect::<Result<Vec<&String>, String>>()
         };
         let kind = text("tokenizer.ggml.model")?;
@@ -151,8 +152,7 @@ impl Tokenizer {
 }
 
 fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding =
-        tokenizer.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
+    let encoding = tokenizer.encode_fast(text, false).map_err(|e| ModelError::Tokenizer(e.to_string()))?;
     Ok(encoding.get_ids().to_vec())
 }
 
@@ -169,7 +169,8 @@ struct PreTokenizer {
 impl PreTokenizer {
     fn named(name: &str) -> Result<Self, String> {
         let byte_level = |regex| json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": regex});
-        let sequence = |first: Json, regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(regex)]});
+        let sequence =
+            |first: Json, regex| json!({"type": "Sequence", "pretokenizers": [first, byte_level(regex)]});
         // The two differ in how many digits make a piece.
         let split = |digits: &str| {
             let pattern = format!(

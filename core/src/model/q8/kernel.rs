@@ -64,9 +64,8 @@ impl Kernel {
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c");
                 let vnni = avx2 && is_x86_feature_detected!("avxvnni");
-                let wide = avx2
-                    && is_x86_feature_detected!("avx512f")
-                    && is_x86_feature_detected!("avx512vnni");
+                let wide =
+                    avx2 && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni");
                 [(wide, Isa::Avx512Vnni), (vnni, Isa::AvxVnni), (avx2, Isa::Avx2)]
             }
             #[cfg(not(target_arch = "x86_64"))]
@@ -333,7 +332,10 @@ mod avx512_vnni {
         lanes
     }
 
-    kernel!(#[target_feature(enable = "avx512f,avx512vnni")] 6);
+    kernel!(
+        #[target_feature(enable = "avx512f,avx512vnni")]
+        6
+    );
 }
 
 /// 256-bit vectors in pairs: what AVX2 and AVX-VNNI share.
@@ -408,7 +410,10 @@ mod avx_vnni {
         [_mm256_dpbusd_avx_epi32(sum[0], quad[0], x), _mm256_dpbusd_avx_epi32(sum[1], quad[1], x)]
     }
 
-    kernel!(#[target_feature(enable = "avx2,fma,f16c,avxvnni")] 3);
+    kernel!(
+        #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+        3
+    );
 }
 
 /// 256-bit vectors with `vpmaddubsw`: Haswell and later, Zen.
@@ -446,7 +451,10 @@ mod avx2 {
         ]
     }
 
-    kernel!(#[target_feature(enable = "avx2,fma,f16c")] 2);
+    kernel!(
+        #[target_feature(enable = "avx2,fma,f16c")]
+        2
+    );
 }
 
 /// Plain Rust, for every other CPU; the compiler makes what vectors it can of it.

@@ -103,8 +103,8 @@ fn products_within_products() {
     let x = random(64 * k, 9);
     let expected = bits(&product(Kernel::best(), &x, 64, &w));
     let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
-    let all: Vec<_> =
-        pool.install(|| (0..24).into_par_iter().map(|_| bits(&product(Kernel::best(), &x, 64, &w))).collect());
+    let all: Vec<_> = pool
+        .install(|| (0..24).into_par_iter().map(|_| bits(&product(Kernel::best(), &x, 64, &w))).collect());
     assert!(all.iter().all(|bits| *bits == expected));
 }
 

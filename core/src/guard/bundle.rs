@@ -1,0 +1,302 @@
+//! A guard bundle: the folder that says which base model a guard is made of, and how it is asked.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::evidence::Hazard;
+
+/// Contents of a bundle's `guard.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The bundle's name.
+    pub name: String,
+    /// The bundle's version.
+    pub version: String,
+    /// The model it is made for.
+    pub base: Base,
+    /// What the model is asked.
+    pub template: Template,
+    /// How much it may write.
+    pub limits: TokenLimits,
+    /// What it may find.
+    pub hazards: Hazards,
+    /// From logits to probabilities.
+    #[serde(default)]
+    pub calibration: Calibrations,
+    /// Folder of a PEFT adapter, inside the bundle.
+    pub adapter: Option<PathBuf>,
+}
+
+/// The base model.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Base {
+    /// A model specification for the [store](crate::store).
+    pub model: String,
+    /// sha256 of its weights, hexadecimal; not checked where missing.
+    pub sha256: Option<String>,
+}
+
+/// The prompt and the headings that make up R1-Act's structure.
+///
+/// Every heading is tokenized on its own, in training as in use, so that both see the same ids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// The template's name.
+    pub name: String,
+    /// The template's version.
+    pub version: u32,
+    /// The system message.
+    pub system: String,
+    /// The user message; `{conversation}` stands for the transcript.
+    pub user: String,
+    /// Opens the assistant's turn.
+    pub open: String,
+    /// Opens the first phase.
+    pub understanding: String,
+    /// Closes the first phase and opens the second.
+    pub assessment: String,
+    /// Closes the second phase and asks for the verdict.
+    pub verdict: String,
+    /// Asks for the verdict where no phases are written.
+    pub direct_verdict: String,
+    /// The verdict that counts as harmful.
+    pub harmful: String,
+    /// The verdict that counts as benign.
+    pub benign: String,
+    /// Asks for the hazard, after the verdict.
+    pub category: String,
+}
+
+/// Most tokens of each phase.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokenLimits {
+    /// Of the problem understanding.
+    pub understanding_tokens: usize,
+    /// Of the harmfulness assessment.
+    pub assessment_tokens: usize,
+}
+
+/// The hazards a guard can name.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Hazards {
+    /// Their names, as the model writes them; it may always say `none` instead.
+    pub names: Vec<Hazard>,
+    /// Score from which on one is named.
+    pub from: f64,
+}
+
+/// Calibration of each way to a verdict.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibrations {
+    /// After the phases.
+    #[serde(default)]
+    pub reason: Calibration,
+    /// With no phases.
+    #[serde(default)]
+    pub direct: Calibration,
+}
+
+/// Platt scaling: `P(harmful) = sigmoid(margin / temperature + bias)`, where the margin is the harmful label's logit
+/// minus the benign one's.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Calibration {
+    /// Divisor of the margin; above zero.
+    pub temperature: f64,
+    /// Added to the scaled margin.
+    pub bias: f64,
+}
+
+impl Default for Calibration {
+    fn default() -> Self {
+        Self { temperature: 1.0, bias: 0.0 }
+    }
+}
+
+impl Calibration {
+    /// The probability for a margin.
+    pub fn probability(&self, margin: f64) -> f64 {
+        1.0 / (1.0 + (-(margin / self.temperature + self.bias)).exp())
+    }
+}
+
+/// A loaded bundle.
+#[derive(Clone, Debug)]
+pub struct Bundle {
+    /// Contents of `guard.toml`.
+    pub manifest: Manifest,
+    /// sha256 over all its files, hexadecimal.
+    pub sha256: String,
+    folder: Option<PathBuf>,
+}
+
+/// Why a bundle can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// A file can't be read.
+    #[error("can't read the guard bundle's {path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// `guard.toml` is wrong.
+    #[error("{path}: {problem}")]
+    Invalid {
+        /// The file.
+        path: String,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+/// Where the transcript goes in [`Template::user`].
+pub(super) const CONVERSATION: &str = "{conversation}";
+
+impl Bundle {
+    /// The bundle called `default`, which is part of the program.
+    ///
+    /// # Errors
+    /// None for a program that passes its tests.
+    pub fn builtin() -> Result<Self, BundleError> {
+        let text = include_str!("../../bundles/base/guard.toml");
+        let sha256 = hex::encode(Sha256::digest(text));
+        Ok(Self { manifest: parse(text, "built-in guard.toml")?, sha256, folder: None })
+    }
+
+    /// Opens a bundle's folder, or [`Self::builtin`] for the name `default`.
+    ///
+    /// # Errors
+    /// A file is missing or wrong; the message names it.
+    pub fn open(name: &str) -> Result<Self, BundleError> {
+        if name == "default" {
+            return Self::builtin();
+        }
+        let folder = Path::new(name);
+        let path = folder.join("guard.toml");
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| BundleError::Io { path: path.display().to_string(), source })?;
+        let manifest = parse(&text, &path.display().to_string())?;
+        Ok(Self { manifest, sha256: hash_folder(folder)?, folder: Some(folder.to_owned()) })
+    }
+
+    /// Folder of the adapter, if there is one.
+    pub fn adapter(&self) -> Option<PathBuf> {
+        Some(self.folder.as_ref()?.join(self.manifest.adapter.as_ref()?))
+    }
+}
+
+fn parse(text: &str, path: &str) -> Result<Manifest, BundleError> {
+    let invalid = |problem: String| BundleError::Invalid { path: path.to_owned(), problem };
+    let manifest: Manifest = toml::from_str(text).map_err(|e| invalid(e.to_string()))?;
+    check(&manifest).map_err(invalid)?;
+    Ok(manifest)
+}
+
+fn check(manifest: &Manifest) -> Result<(), String> {
+    let Manifest { template, limits, hazards, calibration, adapter, .. } = manifest;
+    if template.user.matches(CONVERSATION).count() != 1 {
+        return Err(format!("template.user: must hold `{CONVERSATION}` once"));
+    }
+    let texts = [
+        ("understanding", &template.understanding),
+        ("assessment", &template.assessment),
+        ("verdict", &template.verdict),
+        ("direct_verdict", &template.direct_verdict),
+        ("harmful", &template.harmful),
+        ("benign", &template.benign),
+        ("category", &template.category),
+    ];
+    if let Some((key, _)) = texts.iter().find(|(_, text)| text.is_empty()) {
+        return Err(format!("template.{key}: must not be empty"));
+    }
+    if limits.understanding_tokens == 0 || limits.assessment_tokens == 0 {
+        return Err("limits: a phase needs at least one token".into());
+    }
+    let names: BTreeSet<&Hazard> = hazards.names.iter().collect();
+    if names.len() < hazards.names.len() || hazards.names.iter().any(|h| h.as_str().trim().is_empty()) {
+        return Err("hazards.names: a name is empty or there twice".into());
+    }
+    for (key, c) in [("reason", calibration.reason), ("direct", calibration.direct)] {
+        if !(c.temperature > 0.0 && c.temperature.is_finite() && c.bias.is_finite()) {
+            return Err(format!(
+                "calibration.{key}: the temperature must be above zero, both numbers finite"
+            ));
+        }
+    }
+    // A bundle is a folder that may come from anywhere: it must not reach out of itself.
+    if adapter.as_ref().is_some_and(|a| a.components().any(|c| !matches!(c, std::path::Component::Normal(_))))
+    {
+        return Err("adapter: must be a path inside the bundle".into());
+    }
+    Ok(())
+}
+
+/// Hash over the names and contents of all files, in order of their names.
+fn hash_folder(folder: &Path) -> Result<String, BundleError> {
+    fn visit(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(folder)? {
+            let path = entry?.path();
+            if path.is_dir() { visit(&path, files)? } else { files.push(path) }
+        }
+        Ok(())
+    }
+    let failed = |path: &Path, source| BundleError::Io { path: path.display().to_string(), source };
+    let mut files = Vec::new();
+    visit(folder, &mut files).map_err(|e| failed(folder, e))?;
+    files.sort();
+    let mut hash = Sha256::new();
+    for path in files {
+        let contents = std::fs::read(&path).map_err(|e| failed(&path, e))?;
+        let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
+        for part in [name.as_bytes(), &contents] {
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+    }
+    Ok(hex::encode(hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_builtin_bundle_names_the_mlcommons_hazards() -> Result<(), BundleError> {
+        let bundle = Bundle::builtin()?;
+        let names: Vec<&str> = bundle.manifest.hazards.names.iter().map(Hazard::as_str).collect();
+        assert_eq!(names, Hazard::MLCOMMONS);
+        Ok(())
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        fn check(from: &str, to: &str, expected: &str) {
+            let text = include_str!("../../bundles/base/guard.toml").replace(from, to);
+            let error = parse(&text, "guard.toml").unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        check("{conversation}", "{}", "template.user");
+        check("understanding_tokens = 64", "understanding_tokens = 0", "limits");
+        check("\"cyber\"", "\"hate\"", "hazards.names");
+        check("version = \"1\"", "version = \"1\"\nadapter = \"../x\"", "adapter");
+        check("version = \"1\"", "version = \"1\"\nadaptor = \"x\"", "adaptor");
+        check(
+            "from = 0.1",
+            "from = 0.1\n[calibration.direct]\ntemperature = 0.0\nbias = 0.0",
+            "calibration.direct",
+        );
+    }
+}
