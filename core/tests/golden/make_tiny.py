@@ -237,9 +237,8 @@ def llama3_factors(scaling: dict, theta: float, head_dim: int) -> np.ndarray:
     return (1 / ((1 - kept) / scaling["factor"] + kept)).astype(np.float32)
 
 
-def write_gguf(name: str, kind: str, path: Path, folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
+def write_gguf(name: str, config: dict, kind: str, path: Path, folder: Path, tokenizer: PreTrainedTokenizerFast) -> dict[str, torch.Tensor]:
     """Writes the model as GGUF and returns the weights, under transformers' names, as a reader of that file gets them."""
-    config = CONFIGS[name]
     architecture = config["model_type"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     head_dim = config.get("head_dim", config["hidden_size"] // heads)
@@ -414,7 +413,8 @@ def main() -> None:
         for kind in ["f32", "q8_0"]:
             with tempfile.TemporaryDirectory() as scratch:
                 path = Path(scratch) / f"model-{kind}.gguf"
-                model.load_state_dict(write_gguf(name, kind, path, folder, tokenizer), strict=not config["tie_word_embeddings"])
+                weights = write_gguf(name, config, kind, path, folder, tokenizer)
+                model.load_state_dict(weights, strict=not config["tie_word_embeddings"])
                 if llama_cpp.AVAILABLE:
                     opinions[path.name] = second_opinion(path, model, sequences, tokens)
                 if kind in GGUF_KINDS[name]:
