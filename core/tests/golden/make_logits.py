@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import llama_cpp
 from common import build_tokenizer, encode, margin, relative_error, rounded, run, sha256, write_json
 
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant who answers in plain words.<|im_end|>\n"
 LONG = (
     "The harbour town had two clocks, and they never agreed. The one on the church was slow by four minutes, which suited the priest, who "
     "liked his sermons long. The one on the customs house was fast by three, which suited the officers, who liked their evenings early. Sailors "
