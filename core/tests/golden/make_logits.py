@@ -15,9 +15,9 @@ import transformers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llama_cpp
-from smollm2 import build_tokenizer, encode, sha256, write_json
+from common import build_tokenizer, encode, margin, relative_error, rounded, run, sha256, write_json
 
-SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+SYSTEM = "<|im_start|>system\nYou are a helpful assistant who answers in plain words.<|im_end|>\n"
 LONG = (
     "The harbour town had two clocks, and they never agreed. The one on the church was slow by four minutes, which suited the priest, who "
     "liked his sermons long. The one on the customs house was fast by three, which suited the officers, who liked their evenings early. Sailors "
@@ -136,16 +136,6 @@ def write_f32(reader: gguf.GGUFReader, path: str) -> None:
     writer.close()
 
 
-def rounded(values) -> list[float]:
-    return [float(f"{value:.7g}") for value in np.asarray(values, dtype=np.float64).ravel()]
-
-
-def margin(logits: np.ndarray) -> np.ndarray:
-    """By how much the best token leads the second best."""
-    ordered = np.sort(logits, axis=-1)
-    return ordered[..., -1] - ordered[..., -2]
-
-
 def positions(count: int) -> list[int]:
     """Three places spread over the prompt, and the last."""
     return sorted({0, count // 3, 2 * count // 3, count - 1})
@@ -173,7 +163,7 @@ def compare(second: llama_cpp.LlamaCpp, entries: list[dict], reference: list[np.
         theirs = second.logits(entry["ids"])
         agree = theirs.argmax(-1) == ours.argmax(-1)
         same, count = same + int(agree.sum()), count + len(agree)
-        errors += (np.linalg.norm(theirs - ours, axis=-1) / np.linalg.norm(ours, axis=-1)).tolist()
+        errors += relative_error(theirs, ours).tolist()
         margins += margin(ours[~agree]).tolist()
     return {
         "same_argmax": same,
@@ -194,17 +184,7 @@ def main() -> None:
     entries, reference, narrowest = [], [], float("inf")
     for name, text in PROMPTS:
         ids = encode(tokenizer, text, special=True)
-        # The last of transformers' hidden states has the final norm on it, so the states are taken at the blocks.
-        states = {}
-        hooks = [
-            model.model.layers[layer - 1].register_forward_hook(
-                lambda _, __, out, layer=layer: states.update({layer: (out if torch.is_tensor(out) else out[0])[0, -1].numpy()})
-            )
-            for layer in LAYERS
-        ]
-        logits = model(torch.tensor([ids])).logits[0].numpy()
-        for hook in hooks:
-            hook.remove()
+        logits, states = run(model, ids)
         narrowest = min(narrowest, float(margin(logits).min()))
         entry = {
             "name": name,
@@ -213,8 +193,8 @@ def main() -> None:
             "argmax": logits.argmax(-1).tolist(),
             "logits": [describe(logits, position) for position in positions(len(ids))],
             "hidden": [
-                {"layer": layer, "first": rounded(state[:16]), "norm": rounded([np.linalg.norm(state.astype(np.float64))])[0]}
-                for layer, state in sorted(states.items())
+                {"layer": layer, "first": rounded(states[layer][:16]), "norm": rounded(np.linalg.norm(states[layer].astype(np.float64)))[0]}
+                for layer in LAYERS
             ],
         }
         if name in GREEDY:

@@ -8,7 +8,7 @@ import tokenizers
 import transformers
 
 import llama_cpp
-from smollm2 import build_tokenizer, encode, sha256, write_json
+from common import build_tokenizer, encode, sha256, write_json
 
 PROSE = [
     "",

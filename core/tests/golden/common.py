@@ -1,10 +1,12 @@
-"""What the golden scripts share: the reference tokenizer, built from a GGUF file's own metadata."""
+"""What the golden scripts share: the reference tokenizer, built from a GGUF file's own metadata; one forward pass; output."""
 
 import hashlib
 import json
 from pathlib import Path
 
 import gguf
+import numpy as np
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +40,38 @@ def build_tokenizer(reader: gguf.GGUFReader) -> PreTrainedTokenizerFast:
 def encode(tokenizer: PreTrainedTokenizerFast, text: str, special: bool) -> list[int]:
     """Ids of `text`; with `special` off, `<|im_end|>` and the like are plain text."""
     return tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+
+
+@torch.no_grad()
+def run(model, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (tokens, vocabulary) and the last position's hidden states (layers + 1, hidden).
+
+    State 0 is the embedding, state k the output of the k-th block. The states are taken at the blocks, since the last of transformers' own
+    `hidden_states` has the final norm on it.
+    """
+    states = []
+    keep = lambda _, __, out: states.append((out if torch.is_tensor(out) else out[0])[0, -1].numpy().copy())
+    base = model.get_decoder()
+    hooks = [part.register_forward_hook(keep) for part in [base.embed_tokens, *base.layers]]
+    logits = model(torch.tensor([ids])).logits[0].numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, np.stack(states)
+
+
+def rounded(values) -> list[float]:
+    """Seven digits: what f32 holds."""
+    return [float(f"{value:.7g}") for value in np.asarray(values, dtype=np.float64).ravel()]
+
+
+def margin(logits: np.ndarray) -> np.ndarray:
+    """By how much the best token leads the second best."""
+    ordered = np.sort(logits, axis=-1)
+    return ordered[..., -1] - ordered[..., -2]
+
+
+def relative_error(value: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    return np.linalg.norm(value - truth, axis=-1) / np.linalg.norm(truth, axis=-1)
 
 
 def write_json(path: Path, header: dict, **lists) -> None:
