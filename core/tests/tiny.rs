@@ -47,7 +47,8 @@ fn expected(path: &Path) -> TestResult<Expected> {
 }
 
 fn load(path: &Path, adapter: Option<&Adapter>, keep_adapter_apart: bool) -> TestResult<Decoder> {
-    let options = LoadOptions { precision: Precision::Dense, adapter, keep_adapter_apart, ..Default::default() };
+    let options =
+        LoadOptions { precision: Precision::Dense, adapter, keep_adapter_apart, ..Default::default() };
     Ok(Decoder::load(&Checkpoint::open(path)?, &options)?)
 }
 
@@ -109,7 +110,12 @@ fn tokenizers_of_both_kinds_agree() -> TestResult {
             let tokenizer = Checkpoint::open(&path.join(file))?.tokenizer()?;
             for case in &expected.tokens {
                 assert_eq!(tokenizer.encode_text(&case.text)?, case.ids, "{family}/{file} {:?}", case.text);
-                assert_eq!(tokenizer.encode_control(&case.text)?, case.ids_special, "{family}/{file} {:?}", case.text);
+                assert_eq!(
+                    tokenizer.encode_control(&case.text)?,
+                    case.ids_special,
+                    "{family}/{file} {:?}",
+                    case.text
+                );
             }
         }
     }
@@ -187,7 +193,8 @@ fn a_fork_and_a_way_back_change_nothing() -> TestResult {
     for extra in [0, 3, 100] {
         let mut fork = prefix.fork(extra)?;
         // A wrong turn, taken back.
-        decoder.forward(&mut [Sequence { tokens: &[5, 6, 7], cache: &mut fork, want: Want::Nothing }], &[])?;
+        decoder
+            .forward(&mut [Sequence { tokens: &[5, 6, 7], cache: &mut fork, want: Want::Nothing }], &[])?;
         fork.truncate(half);
         let sequence = Sequence { tokens: &case.ids[half..], cache: &mut fork, want: Want::Last };
         let output = decoder.forward(&mut [sequence], &[])?;
