@@ -10,3 +10,4 @@ pub mod generate;
 pub mod guard;
 pub mod model;
 pub mod policy;
+pub mod store;
