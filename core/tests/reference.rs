@@ -5,8 +5,11 @@
 use std::{path::PathBuf, sync::OnceLock};
 
 use candle_core::{IndexOp, Tensor};
-use forethought_core::model::{
-    Checkpoint, Decoder, DeviceChoice, LoadOptions, Precision, Sequence, Tokenizer, Want, sampler::argmax,
+use forethought_core::{
+    model::{
+        Checkpoint, Decoder, DeviceChoice, LoadOptions, Precision, Sequence, Tokenizer, Want, sampler::argmax,
+    },
+    store::{Console, DEFAULT_MODEL, Store},
 };
 use serde::Deserialize;
 
@@ -20,8 +23,9 @@ fn golden<T: for<'a> Deserialize<'a>>(name: &str) -> TestResult<T> {
 fn checkpoint() -> &'static Checkpoint {
     static CHECKPOINT: OnceLock<Checkpoint> = OnceLock::new();
     CHECKPOINT.get_or_init(|| {
-        let path = std::env::var("GGUF").unwrap();
-        Checkpoint::open(path.as_ref()).unwrap()
+        let model =
+            Store::open_default().unwrap().resolve(&DEFAULT_MODEL.parse().unwrap(), &Console::stderr());
+        Checkpoint::open(&model.unwrap().path).unwrap()
     })
 }
 
