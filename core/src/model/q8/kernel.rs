@@ -5,6 +5,7 @@
 //! write to interleaved parts of one output: this file is where the `unsafe` is.
 #![allow(unsafe_code)]
 
+use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -51,6 +52,20 @@ enum Isa {
     #[cfg(target_arch = "x86_64")]
     Avx2,
     Portable,
+}
+
+impl fmt::Display for Kernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self.0 {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512Vnni => "avx512-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::AvxVnni => "avx-vnni",
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => "avx2",
+            Isa::Portable => "portable",
+        })
+    }
 }
 
 impl Kernel {
