@@ -54,13 +54,19 @@ impl Weight {
 type Product<'a> = dyn Fn(&[f32], usize, &[&Weight], &mut [f32]) -> anyhow::Result<()> + 'a;
 
 fn main() -> anyhow::Result<()> {
+    // Inside the pool from the start, as a model's thread would be: entering it costs more than a small product.
+    rayon::ThreadPoolBuilder::new().build()?.install(run)
+}
+
+fn run() -> anyhow::Result<()> {
     let layers: Vec<Vec<Weight>> =
         (0..LAYERS).map(|_| LAYER.into_iter().map(Weight::new).collect()).collect::<Result<_, _>>()?;
     let head = Weight::new(HEAD)?;
 
     let mut contenders: Vec<(String, Box<Product>)> = Vec::new();
     for kernel in Kernel::available() {
-        contenders.push((format!("{kernel}"), Box::new(move |x, m, weights, out| q8(kernel, x, m, weights, out))));
+        contenders
+            .push((format!("{kernel}"), Box::new(move |x, m, weights, out| q8(kernel, x, m, weights, out))));
     }
     contenders.push(("f32 gemm".into(), Box::new(dense)));
     contenders.push(("candle Q8_0".into(), Box::new(candle)));
@@ -76,7 +82,8 @@ fn main() -> anyhow::Result<()> {
         .into_iter()
         .chain([(HEAD.0, vec![vec![&head]])])
         .chain([("model", {
-            let groups = layers.iter().flat_map(|layer| GROUPS.map(|g| g.iter().map(|&i| &layer[i]).collect()));
+            let groups =
+                layers.iter().flat_map(|layer| GROUPS.map(|g| g.iter().map(|&i| &layer[i]).collect()));
             groups.chain([vec![&head]]).collect()
         })])
         .collect();
@@ -88,7 +95,10 @@ fn main() -> anyhow::Result<()> {
             for time in best {
                 let rate = (2 * weights * m) as f64 / time.as_secs_f64() / 1e9;
                 let tokens = m as f64 / time.as_secs_f64();
-                print!(" {:>14}", if *name == "model" { format!("{tokens:.0} ({rate:.0})") } else { format!("{rate:.1}") });
+                print!(
+                    " {:>14}",
+                    if *name == "model" { format!("{tokens:.0} ({rate:.0})") } else { format!("{rate:.1}") }
+                );
             }
             println!();
         }
@@ -97,7 +107,11 @@ fn main() -> anyhow::Result<()> {
 }
 
 /// The best time of each contender for one pass over `stack`.
-fn race(contenders: &[(String, Box<Product>)], m: usize, stack: &[Vec<&Weight>]) -> anyhow::Result<Vec<Duration>> {
+fn race(
+    contenders: &[(String, Box<Product>)],
+    m: usize,
+    stack: &[Vec<&Weight>],
+) -> anyhow::Result<Vec<Duration>> {
     let x = random(m * 1536);
     let mut out = vec![0.0; m * stack.iter().map(|g| g.iter().map(|w| w.n).sum()).max().unwrap_or(0)];
     let mut best = vec![Duration::MAX; contenders.len()];
