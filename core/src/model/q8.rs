@@ -46,6 +46,14 @@ pub enum Q8Error {
         /// Numbers the slice holds.
         found: usize,
     },
+    /// There is no such row.
+    #[error("row {row} of a matrix of {rows} rows")]
+    Row {
+        /// The row asked for.
+        row: usize,
+        /// Rows there are.
+        rows: usize,
+    },
     /// A weight is NaN, infinite, or too large for a block's scale (above 8.3 million).
     #[error(
         "row {row} of the weights holds NaN, infinity or a number too large for 8 bits: check the model file"
@@ -124,7 +132,10 @@ impl Q8Matrix {
     /// # Errors
     /// If there is no such row, or `out` does not hold `k` numbers.
     pub fn dequantize_row(&self, row: usize, out: &mut [f32]) -> Result<(), Q8Error> {
-        check_length("out", (row < self.rows).then_some(self.cols), out.len())?;
+        if row >= self.rows {
+            return Err(Q8Error::Row { row, rows: self.rows });
+        }
+        check_length("out", Some(self.cols), out.len())?;
         let (panel, lane, blocks) = (row / LANES, row % LANES, self.cols / BLOCK);
         for (b, out) in out.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
             let at = panel * blocks + b;
