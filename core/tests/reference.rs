@@ -158,7 +158,7 @@ fn int8_logits_stay_close() -> TestResult {
     println!(
         "int8: {same} of {all} argmax equal; largest difference of a top logit {worst:.2} standard deviations"
     );
-    assert!(same * 100 >= all * 96 && worst < 0.5, "{same} of {all}, {worst}");
+    assert!(same * 100 >= all * 95 && worst < 0.5, "{same} of {all}, {worst}");
     Ok(())
 }
 
