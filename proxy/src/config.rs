@@ -101,16 +101,16 @@ pub struct GuardConfig {
     pub queue: usize,
     /// Requests worked on at once.
     pub batch: usize,
-    /// Most tokens of one request that are read.
+    /// Most tokens of one request that are read, overlaps included.
     pub max_tokens: usize,
     /// Tokens of a window.
     pub window_tokens: usize,
     /// Tokens that two neighbouring windows share; less than [`Self::window_tokens`].
     pub window_overlap: usize,
-    /// Most tokens of the first phase.
-    pub understanding_tokens: usize,
-    /// Most tokens of the second phase.
-    pub assessment_tokens: usize,
+    /// Most tokens of the first phase; `None` is the bundle's own limit.
+    pub understanding_tokens: Option<usize>,
+    /// Most tokens of the second phase; `None` is the bundle's own limit.
+    pub assessment_tokens: Option<usize>,
     /// Threads to compute with; `None` is all cores.
     pub threads: Option<usize>,
     /// Where to compute.

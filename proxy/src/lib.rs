@@ -5,6 +5,7 @@
 
 mod api;
 pub mod audit;
+pub mod cli;
 pub mod config;
 pub mod log;
 mod reply;

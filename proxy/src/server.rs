@@ -114,9 +114,11 @@ impl Proxy {
         );
         let drained = graceful.shutdown();
         tokio::pin!(drained);
-        if timeout(limits.drain_timeout, &mut drained).await.is_err() {
+        let cutoff = Cutoff::new(&self.cut);
+        let in_time = timeout(limits.drain_timeout, cutoff.or(&mut drained)).await;
+        if !matches!(in_time, Ok(Some(()))) {
             warn!("requests still run after the drain time (`limits.drain_timeout_ms`); they are cut");
-            self.cut.send_replace(true);
+            self.hurry();
             let _ = timeout(LAST_WORDS, &mut drained).await;
         }
         connections.shutdown().await;
@@ -124,6 +126,11 @@ impl Proxy {
             warn!("some audit records could not be written before the end");
         }
         Ok(())
+    }
+
+    /// Ends the drain time now: what still runs is cut.
+    pub fn hurry(&self) {
+        self.cut.send_replace(true);
     }
 
     async fn connection(self: Arc<Self>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {

@@ -161,8 +161,12 @@ impl Check<'_> {
         self.require("guard.window_overlap", raw.window_overlap < raw.window_tokens, || {
             format!("must be less than `guard.window_tokens` ({})", raw.window_tokens)
         });
-        if let Some(threads) = raw.threads {
-            self.at_least("guard.threads", threads, 1);
+        for (key, value) in [
+            ("guard.threads", raw.threads),
+            ("guard.understanding_tokens", raw.understanding_tokens),
+            ("guard.assessment_tokens", raw.assessment_tokens),
+        ] {
+            value.map(|value| self.at_least(key, value, 1));
         }
         GuardConfig {
             bundle: raw.bundle.clone(),
@@ -173,8 +177,8 @@ impl Check<'_> {
             max_tokens: self.at_least("guard.max_tokens", raw.max_tokens, 64),
             window_tokens: self.at_least("guard.window_tokens", raw.window_tokens, 64),
             window_overlap: raw.window_overlap,
-            understanding_tokens: self.at_least("guard.understanding_tokens", raw.understanding_tokens, 1),
-            assessment_tokens: self.at_least("guard.assessment_tokens", raw.assessment_tokens, 1),
+            understanding_tokens: raw.understanding_tokens,
+            assessment_tokens: raw.assessment_tokens,
             threads: raw.threads,
             device: raw.device,
         }

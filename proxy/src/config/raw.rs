@@ -130,16 +130,16 @@ pub struct RawGuard {
     pub queue: usize,
     /// Requests that the guard works on at once.
     pub batch: usize,
-    /// Most tokens of one request that are read; what is beyond is treated as `policy.on_truncated` says.
+    /// Most tokens of one request that are read, overlaps included; a longer one is treated as `policy.on_truncated` says.
     pub max_tokens: usize,
     /// Tokens of a window. A longer request is read in overlapping windows.
     pub window_tokens: usize,
     /// Tokens that two neighbouring windows share.
     pub window_overlap: usize,
-    /// Most tokens of the first phase, problem understanding.
-    pub understanding_tokens: usize,
-    /// Most tokens of the second phase, harmfulness assessment.
-    pub assessment_tokens: usize,
+    /// Most tokens of the first phase, problem understanding; the bundle's own limit where it is not set.
+    pub understanding_tokens: Option<usize>,
+    /// Most tokens of the second phase, harmfulness assessment; the bundle's own limit where it is not set.
+    pub assessment_tokens: Option<usize>,
     /// Threads the guard computes with; all cores where it is not set.
     pub threads: Option<usize>,
     /// Where the guard computes.
@@ -154,11 +154,11 @@ impl Default for RawGuard {
             deadline_ms: 30_000,
             queue: 64,
             batch: 8,
-            max_tokens: 32_768,
-            window_tokens: 2_048,
-            window_overlap: 256,
-            understanding_tokens: 80,
-            assessment_tokens: 120,
+            max_tokens: 16_384,
+            window_tokens: 1_024,
+            window_overlap: 128,
+            understanding_tokens: None,
+            assessment_tokens: None,
             threads: None,
             device: Device::Cpu,
         }
