@@ -59,6 +59,11 @@ impl Proxy {
         Self { config, guard, policies, upstream, audit, cut: watch::Sender::new(false) }
     }
 
+    /// Where its audit records go.
+    pub fn audit(&self) -> &AuditLog {
+        &self.audit
+    }
+
     /// Answers one request, and records how it went.
     pub(crate) async fn call(&self, request: Request<Incoming>) -> Response<Tracked> {
         let id = Uuid::now_v7();

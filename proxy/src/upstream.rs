@@ -24,7 +24,7 @@ use crate::{
 pub struct Upstream(Kind);
 
 enum Kind {
-    Url(Url),
+    Url(Box<Url>),
     Embedded(Embedded),
 }
 
@@ -42,7 +42,7 @@ impl Upstream {
     /// # Errors
     /// If the system's certificate roots can't be loaded for an https URL.
     pub fn url(config: UrlUpstream) -> std::io::Result<Self> {
-        Ok(Self(Kind::Url(Url::new(config)?)))
+        Ok(Self(Kind::Url(Box::new(Url::new(config)?))))
     }
 
     /// A model in process, behind the OpenAI chat API, under the model name `embedded`.
