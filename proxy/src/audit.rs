@@ -16,12 +16,16 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering::Relaxed},
         mpsc,
     },
+    time::Duration,
 };
 
 use forethought_core::conversation::Conversation;
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, oneshot},
+    time::timeout,
+};
 
 pub(crate) use self::{
     exit::{Exit, Tracked},
@@ -29,6 +33,9 @@ pub(crate) use self::{
 };
 use self::{record::Prompt, writer::Entry};
 use crate::config::{AuditConfig, AuditPrompt, OnAuditError};
+
+/// How long the end of the server waits for the records of requests that were cut.
+const SETTLE: Duration = Duration::from_secs(2);
 
 /// Where audit records go. Clones share one file.
 #[derive(Clone)]
@@ -82,7 +89,7 @@ impl AuditLog {
         let health = Arc::new(Health::default());
         let writer = writer::Writer::new(file, config.queue, health.clone());
         std::thread::Builder::new().name("audit".to_owned()).spawn(move || writer.run(&receiver))?;
-        let slots = Arc::new(Semaphore::new(config.queue.min(Semaphore::MAX_PERMITS)));
+        let slots = Arc::new(Semaphore::new(config.queue));
         Ok(Self(Some(Arc::new(Open { config, entries, slots, health, key: rand::random() }))))
     }
 
@@ -91,6 +98,16 @@ impl AuditLog {
         let Some(open) = &self.0 else { return true };
         let (done, flushed) = oneshot::channel();
         open.entries.send(Entry::Flush(done)).is_ok() && flushed.await.unwrap_or(false)
+    }
+
+    /// Waits until requests that were cut have sent their records, then flushes.
+    pub(crate) async fn finish(&self) -> bool {
+        if let Some(open) = &self.0 {
+            // A record gives its slot back: when all are there, all records are.
+            let all = u32::try_from(open.config.queue).unwrap_or(u32::MAX);
+            drop(timeout(SETTLE, open.slots.acquire_many(all)).await);
+        }
+        self.flush().await
     }
 
     /// How the writing goes.

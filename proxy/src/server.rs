@@ -122,7 +122,7 @@ impl Proxy {
             let _ = timeout(LAST_WORDS, &mut drained).await;
         }
         connections.shutdown().await;
-        if !self.audit.flush().await {
+        if !self.audit.finish().await {
             warn!("some audit records could not be written before the end");
         }
         Ok(())

@@ -81,6 +81,8 @@ impl Proxy {
             Ok(response) => response,
             Err(error) => {
                 exit.failed(&error);
+                // What did not come in time is not waited for again.
+                let body = body.filter(|_| !matches!(error, Error::BodyTimeout { .. } | Error::Stopping));
                 discard(&head, body, self.config.limits.body_bytes).await;
                 error.response()
             }

@@ -89,7 +89,7 @@ fn every_mistake_is_reported_with_its_key_and_origin() {
         "did you mean `listen`?",
         "did you mean `policy.threshold`?",
         "`guard.mode` (",
-        "unknown variant `guess`",
+        "unknown variant `guess`, expected `reason` or `direct`",
         "`guard.window_overlap` (",
         "the rule `models` needs a method",
         "`nonsense",

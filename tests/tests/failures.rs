@@ -185,6 +185,9 @@ async fn a_connection_that_sends_nothing_is_closed() {
         let answer = proxy.raw(bytes.as_bytes()).await; // returns when the proxy has closed the connection
         assert!(!answer.contains("200 OK"), "{answer}");
     }
+    // Nor does one stay open for ever after its first request.
+    let answer = proxy.raw(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 
 use bytes::Bytes;
 use forethought_core::generate::ChatEvent;
-use forethought_tests::{FakeGuard, FakeModel, FakeUpstream, Respond, TestProxy, chat, json_headers};
+use forethought_tests::{Client, FakeGuard, FakeModel, FakeUpstream, Respond, TestProxy, chat, json_headers};
 use http::{Method, Response};
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -147,4 +147,26 @@ async fn an_upstreams_stream_that_outlasts_the_drain_time_breaks_off() {
     assert!(answer.into_body().collect().await.is_err());
     let [record] = proxy.records().await.try_into().unwrap();
     assert_eq!(record["outcome"], "stopped");
+}
+
+#[tokio::test]
+async fn requests_over_http2_that_are_cut_are_recorded_too() {
+    let guard = FakeGuard::hanging();
+    let mut proxy = TestProxy::start(&guard, "http://127.0.0.1:9/v1", "").await;
+    let client = Client::http2(proxy.url());
+    let requests: Vec<_> = (0..3)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.chat(&chat("hi", json!({}))).await })
+        })
+        .collect();
+    guard.begun(3).await;
+    proxy.stop();
+    proxy.proxy.hurry();
+    for request in requests {
+        assert_eq!(request.await.unwrap().code(), "shutting_down");
+    }
+    let records = proxy.records().await;
+    assert_eq!(records.len(), 3);
+    assert!(records.iter().all(|record| record["error"] == "shutting_down" && record["decision"] == "none"));
 }

@@ -233,6 +233,7 @@ impl Check<'_> {
 
     fn audit(&mut self, raw: &RawAudit) -> Option<AuditConfig> {
         let queue = self.at_least("audit.queue", raw.queue, 1);
+        self.require("audit.queue", raw.queue <= 1_000_000, || "must be at most 1000000".to_owned());
         let max_bytes = self.at_least("audit.max_bytes", raw.max_bytes, 4_096);
         if !raw.enabled {
             return None;

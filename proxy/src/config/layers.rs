@@ -84,9 +84,9 @@ impl Merged {
             }
         }
         let tree = builder.add_source(Text::environment(sources)).add_source(Text::flags(sources)).build();
-        let tree = tree.and_then(Config::try_deserialize::<Value>);
-        match tree {
-            Ok(tree) => merged.take(tree),
+        // Collected, not deserialised: that would lose the origins.
+        match tree.and_then(|tree| tree.collect()) {
+            Ok(tree) => merged.take(table(tree, None)),
             Err(error) => merged.note("", "configuration", message(&error)),
         }
         merged
@@ -159,7 +159,10 @@ impl Merged {
                         insert(good, path, value);
                         self.origins.insert(path.join("."), origin);
                     }
-                    Err(error) => self.note(&path.join("."), &origin, message(&error)),
+                    Err(error) => {
+                        let message = choices(path, &value).unwrap_or_else(|| message(&error));
+                        self.note(&path.join("."), &origin, message);
+                    }
                 }
             }
         }
@@ -254,16 +257,28 @@ fn message(error: &ConfigError) -> String {
     }
 }
 
+/// The words to choose from, where `value` is none of them; `config`'s own error doesn't tell.
+fn choices(path: &[String], value: &Value) -> Option<String> {
+    let ValueKind::String(text) = &value.kind else { return None };
+    let wrap = |inner: Json, key: &String| Json::Object([(key.clone(), inner)].into_iter().collect());
+    let alone = path.iter().rev().fold(Json::from(text.as_str()), wrap);
+    let error = serde_json::from_value::<Raw>(alone).err()?.to_string();
+    error.starts_with("unknown variant").then_some(error)
+}
+
 fn unknown(path: &[String]) -> String {
     let name = path.last().map_or("", String::as_str);
     let full = path.join(".");
     let mut best: Option<(f64, String)> = None;
     each_leaf(&json(&Raw::default()), String::new(), &mut |key, _| {
-        // A section can be misspelt, a key can be misspelt, or a right key can stand in the wrong section.
-        let last = key.rsplit('.').next().unwrap_or(key);
-        let likeness = strsim::jaro_winkler(&full, key).max(strsim::jaro_winkler(name, last) - 0.01);
-        if likeness > 0.85 && best.as_ref().is_none_or(|(most, _)| likeness > *most) {
-            best = Some((likeness, key.to_owned()));
+        let sections = key.match_indices('.').map(|(end, _)| &key[..end]);
+        for known in sections.chain([key]) {
+            // A section can be misspelt, a key can be misspelt, or a right key can stand in the wrong section.
+            let last = known.rsplit('.').next().unwrap_or(known);
+            let likeness = strsim::jaro_winkler(&full, known).max(strsim::jaro_winkler(name, last) - 0.01);
+            if likeness > 0.85 && best.as_ref().is_none_or(|(most, _)| likeness > *most) {
+                best = Some((likeness, known.to_owned()));
+            }
         }
     });
     match best {
