@@ -1,1 +1,24 @@
-//! The reverse proxy.
+//! The reverse proxy: a guard reads each request before the LLM does.
+//!
+//! [`Proxy`] is the whole of it: built from a checked configuration, a guard, a policy chain, an upstream and an audit
+//! log, then given a listener and a shutdown signal. The life of a request reads in `service.rs`, top to bottom.
+
+mod api;
+pub mod audit;
+pub mod cli;
+pub mod config;
+pub mod log;
+mod reply;
+pub mod server;
+mod service;
+pub mod upstream;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+
+pub use self::{audit::AuditLog, config::CheckedConfig, service::Proxy, upstream::Upstream};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Any body that passes through.
+type Body = UnsyncBoxBody<Bytes, BoxError>;

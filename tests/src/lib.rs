@@ -1,1 +1,15 @@
-//! Fakes for the end-to-end tests.
+//! Fakes for the end-to-end tests: an upstream, a guard, a chat model, and a proxy between them and a client.
+
+mod client;
+mod guard;
+mod model;
+mod proxy;
+mod upstream;
+
+pub use self::{
+    client::{Client, Reply, chat, json_headers},
+    guard::{FakeGuard, evidence},
+    model::FakeModel,
+    proxy::TestProxy,
+    upstream::{FakeUpstream, Respond, Seen},
+};

@@ -1,0 +1,223 @@
+//! One request's way out: its record, its log line, and the answer's body that carries both to the end.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::{Instant, SystemTime},
+};
+
+use bytes::Bytes;
+use forethought_core::{conversation::Conversation, evidence::Evidence};
+use http::{HeaderName, HeaderValue, Method, Response, request};
+use http_body::{Body as _, Frame, SizeHint};
+use tracing::{Span, info, warn};
+use uuid::Uuid;
+
+use super::{
+    Slot,
+    record::{Disposition, Found, Outcome, Record, Stages},
+};
+use crate::{Body, BoxError, config::Mode, reply::Error, server::Cutoff};
+
+const ID: HeaderName = HeaderName::from_static("x-forethought-id");
+const DECISION: HeaderName = HeaderName::from_static("x-forethought-decision");
+
+/// A request under way. Dropping it writes its record and its log line, so that every way out is recorded once.
+pub(crate) struct Exit {
+    pub(crate) id: Uuid,
+    pub(crate) record: Box<Record>,
+    started: Instant,
+    slot: Slot,
+    cutoff: Cutoff,
+    span: Span,
+}
+
+impl Exit {
+    pub(crate) fn new(
+        head: &request::Parts,
+        id: Uuid,
+        slot: Slot,
+        cutoff: Cutoff,
+        mode: Mode,
+        config: &str,
+    ) -> Self {
+        let record = Box::new(Record {
+            id: id.to_string(),
+            time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
+            method: clean(head.method.as_str()),
+            path: clean(head.uri.path()),
+            mode: match mode {
+                Mode::Enforce => "enforce",
+                Mode::Monitor => "monitor",
+                Mode::Off => "off",
+            },
+            version: env!("CARGO_PKG_VERSION"),
+            config_sha256: config.to_owned(),
+            ..Record::default()
+        });
+        Self { id, record, started: Instant::now(), slot, cutoff, span: Span::current() }
+    }
+
+    /// Notes what was asked.
+    pub(crate) fn asked(&mut self, conversation: &Conversation, model: &str, stream: bool) {
+        self.record.model = Some(clean(model));
+        self.record.stream = Some(stream);
+        self.record.prompt = self.slot.prompt(conversation);
+    }
+
+    /// Notes what the guard found.
+    pub(crate) fn found(&mut self, evidence: &Evidence) {
+        self.record.found = Some(Found::new(evidence, self.slot.text()));
+        self.record.timings.guard = Some(evidence.timings);
+    }
+
+    /// Notes what is done, who decided it, and why.
+    pub(crate) fn decided(&mut self, decision: Disposition, by: &str, reason: impl Into<String>) {
+        self.record.decision = decision;
+        self.record.by = Some(by.to_owned());
+        self.record.reason = Some(reason.into());
+    }
+
+    /// Notes the error that the caller gets.
+    pub(crate) fn failed(&mut self, error: &Error) {
+        self.record.error = Some(error.code());
+        if self.record.decision == Disposition::None && !matches!(error, Error::Stopping) {
+            self.record.decision = Disposition::Deny;
+        }
+    }
+
+    /// Notes the time of a stage that began at `since`.
+    pub(crate) fn stage(&mut self, since: Instant, stage: fn(&mut Stages) -> &mut Option<f64>) {
+        *stage(&mut self.record.timings) = Some(ms(since));
+    }
+
+    /// Marks the answer with our headers, and follows it to its end.
+    pub(crate) fn follow(mut self, response: Response<Body>) -> Response<Tracked> {
+        let (mut parts, inner) = response.into_parts();
+        self.record.status = Some(parts.status.as_u16());
+        if let Ok(id) = HeaderValue::try_from(&self.record.id) {
+            parts.headers.insert(ID, id);
+        }
+        if self.record.method == Method::HEAD.as_str() {
+            self.record.outcome = Outcome::Finished; // its body is never asked for
+        }
+        parts.headers.insert(DECISION, HeaderValue::from_static(self.record.decision.as_str()));
+        Response::from_parts(parts, Tracked { inner, exit: self })
+    }
+
+    fn log(&self) {
+        let Record {
+            method,
+            path,
+            model,
+            decision,
+            by,
+            reason,
+            error,
+            found,
+            status,
+            bytes,
+            outcome,
+            flags,
+            ..
+        } = &*self.record;
+        let status = status.map_or_else(|| "-".to_owned(), |status| status.to_string());
+        let line = format!("{method} {path} {status} {}", decision.as_str());
+        let timings = &self.record.timings;
+        let round = |ms: Option<f64>| ms.map(f64::round);
+        macro_rules! emit {
+            ($level:ident) => {
+                $level!(
+                    model = model.as_deref(),
+                    score = found.as_ref().map(|f| (f.score * 1e3).round() / 1e3),
+                    hazard = found.as_ref().and_then(|f| f.hazard.as_ref()).map(tracing::field::display),
+                    by = by.as_deref(),
+                    reason = reason.as_deref().map(tracing::field::display),
+                    flags = (!flags.is_empty()).then(|| flags.join(",")),
+                    error = *error,
+                    outcome = (*outcome != Outcome::Finished).then(|| tracing::field::debug(outcome)),
+                    bytes,
+                    guard_ms = round(timings.guard_ms),
+                    upstream_ms = round(timings.upstream_ms),
+                    ms = round(timings.total_ms),
+                    "{line}"
+                )
+            };
+        }
+        // Whatever went through unread must not look like an ordinary line.
+        if *decision == Disposition::AllowUnguarded || !flags.is_empty() || *outcome == Outcome::Aborted {
+            emit!(warn);
+        } else {
+            emit!(info);
+        }
+    }
+}
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        self.record.timings.total_ms = Some(ms(self.started));
+        if self.record.outcome == Outcome::Disconnected && self.cutoff.is_reached() {
+            self.record.outcome = Outcome::Stopped;
+        }
+        let span = self.span.clone();
+        span.in_scope(|| self.log());
+        std::mem::take(&mut self.slot).send(std::mem::take(&mut self.record));
+    }
+}
+
+/// An answer's body that notes how far it got.
+pub(crate) struct Tracked {
+    inner: Body,
+    exit: Exit,
+}
+
+impl http_body::Body for Tracked {
+    type Data = Bytes;
+    type Error = BoxError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BoxError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        let finished = self.inner.is_end_stream();
+        let record = &mut self.exit.record;
+        match &frame {
+            None => record.outcome = Outcome::Finished,
+            Some(Err(_)) => record.outcome = Outcome::Aborted,
+            Some(Ok(frame)) => {
+                record.bytes += frame.data_ref().map_or(0, |data| data.len() as u64);
+                if finished {
+                    record.outcome = Outcome::Finished;
+                }
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Tracked {
+    fn drop(&mut self) {
+        // A body of no bytes is never polled.
+        if self.inner.is_end_stream() && self.exit.record.outcome == Outcome::Disconnected {
+            self.exit.record.outcome = Outcome::Finished;
+        }
+    }
+}
+
+fn ms(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+/// A caller's word, made safe for a log: short, and of visible ASCII only.
+fn clean(text: &str) -> String {
+    text.chars().take(200).map(|c| if c.is_ascii_graphic() { c } else { '?' }).collect()
+}

@@ -1,0 +1,179 @@
+//! What an audit record holds. The fields' names are an interface: programs read them.
+
+use forethought_core::{
+    conversation::Conversation,
+    evidence::{Coverage, Evidence, GuardVersion, Hazard, Timings, Verdict},
+};
+use serde::{Serialize, Serializer};
+
+/// What became of a request, in a word: the header `x-forethought-decision` and the records' `decision`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Disposition {
+    /// Read, and allowed by the policy.
+    Allow,
+    /// Read, and refused by the policy.
+    Refuse,
+    /// Passed on whatever was found (`policy.mode` is `monitor`).
+    AllowMonitored,
+    /// Passed on unread: the mode is `off`, or the guard failed and `policy.on_failure` is `open`.
+    AllowUnguarded,
+    /// Passed on by a rule in `paths.pass`, which no guard reads.
+    Pass,
+    /// Answered with an error, because it could not be read, or must not be passed on.
+    Deny,
+    /// Nothing was decided: the caller left, or the server stopped.
+    #[default]
+    None,
+}
+
+impl Disposition {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Allow => "allow",
+            Self::Refuse => "refuse",
+            Self::AllowMonitored => "allow-monitored",
+            Self::AllowUnguarded => "allow-unguarded",
+            Self::Pass => "pass",
+            Self::Deny => "deny",
+            Self::None => "none",
+        }
+    }
+}
+
+/// How a request ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Outcome {
+    /// The whole answer was handed to the connection.
+    Finished,
+    /// The upstream broke off.
+    Aborted,
+    /// The caller left.
+    #[default]
+    Disconnected,
+    /// The server stopped.
+    Stopped,
+}
+
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Record {
+    /// The request's id, as in the header `x-forethought-id`.
+    pub(crate) id: String,
+    /// When the request's head had arrived, RFC 3339.
+    pub(crate) time: String,
+    pub(crate) method: String,
+    /// Without its query.
+    pub(crate) path: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) model: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) stream: Option<bool>,
+    pub(crate) mode: &'static str,
+    pub(crate) decision: Disposition,
+    /// Who decided: a policy, a rule or a setting.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<String>,
+    /// What the policy ruled where nobody acted on it (`monitor`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) ruled: Option<&'static str>,
+    /// What was not read and let through by a setting: `unreadable`, `truncated`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) flags: Vec<&'static str>,
+    /// Code of the error the caller got.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) error: Option<&'static str>,
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) found: Option<Found>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) prompt: Option<Prompt>,
+    pub(crate) version: &'static str,
+    pub(crate) config_sha256: String,
+    pub(crate) timings: Stages,
+    /// Status of the answer; none where there was none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<u16>,
+    /// Bytes of the answer's body that were handed to the connection.
+    pub(crate) bytes: u64,
+    pub(crate) outcome: Outcome,
+}
+
+/// What the guard found.
+#[derive(Debug, Serialize)]
+pub(crate) struct Found {
+    pub(crate) score: f64,
+    pub(crate) verdict: Verdict,
+    pub(crate) signal: forethought_core::evidence::Path,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hazard: Option<Hazard>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    direct_score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    understanding: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    assessment: Option<String>,
+    coverage: Coverage,
+    guard: GuardVersion,
+}
+
+impl Found {
+    /// The record of `evidence`, with what the guard wrote if `text`.
+    pub(crate) fn new(evidence: &Evidence, text: bool) -> Self {
+        let written = evidence.assessment.as_ref().filter(|_| text);
+        Self {
+            score: evidence.score,
+            verdict: evidence.verdict(),
+            signal: evidence.path,
+            hazard: evidence.hazard.clone(),
+            direct_score: evidence.direct_score,
+            understanding: written.map(|a| a.understanding.clone()),
+            assessment: written.map(|a| a.assessment.clone()),
+            coverage: evidence.coverage.clone(),
+            guard: evidence.guard.clone(),
+        }
+    }
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+pub(crate) enum Prompt {
+    Hash { bytes: usize, hmac_sha256: String },
+    Full { bytes: usize, conversation: Conversation },
+}
+
+impl std::fmt::Debug for Prompt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prompt")
+    }
+}
+
+/// How long the stages took, in milliseconds; a stage that was not reached has none.
+#[derive(Debug, Default, Serialize)]
+pub(crate) struct Stages {
+    /// Receiving the body.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded")]
+    pub(crate) body_ms: Option<f64>,
+    /// Waiting for the guard's evidence.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded")]
+    pub(crate) guard_ms: Option<f64>,
+    /// The guard's own account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) guard: Option<Timings>,
+    /// Waiting for the head of the upstream's answer.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded")]
+    pub(crate) upstream_ms: Option<f64>,
+    /// From the request's head to the end.
+    #[serde(serialize_with = "rounded")]
+    pub(crate) total_ms: Option<f64>,
+}
+
+/// To a microsecond; more digits only fill the disk.
+#[allow(clippy::ref_option)] // the shape that serde asks for
+fn rounded<S: Serializer>(ms: &Option<f64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match ms {
+        Some(ms) => serializer.serialize_f64((ms * 1e3).round() / 1e3),
+        None => serializer.serialize_none(),
+    }
+}

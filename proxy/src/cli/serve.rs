@@ -1,0 +1,196 @@
+//! `forethought serve`: the proxy, until a signal stops it.
+
+use std::{net::TcpListener, sync::Arc};
+
+use anyhow::{Context, Result};
+use clap::Args;
+use forethought_core::{generate::ChatModel, guard::Guard, policy::PolicyChain};
+use tracing::{info, warn};
+
+use super::config::ConfigArgs;
+use crate::{
+    AuditLog, CheckedConfig, Proxy, Upstream,
+    config::{Flag, Mode, UpstreamConfig},
+    log,
+};
+
+/// Flags of `forethought serve`.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    #[allow(missing_docs)] // a doc comment here would become the command's help
+    pub config: ConfigArgs,
+    /// Address and port to listen on
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<String>,
+    /// Base URL of an OpenAI-compatible API, or `embedded`
+    #[arg(long, value_name = "URL")]
+    pub upstream: Option<String>,
+}
+
+impl ServeArgs {
+    fn flags(&self) -> impl Iterator<Item = Flag> {
+        let flag = |name: &str, key: &str, value: &Option<String>| {
+            value.clone().map(|value| Flag { name: name.to_owned(), key: key.to_owned(), value })
+        };
+        [flag("--listen", "listen", &self.listen), flag("--upstream", "upstream.url", &self.upstream)]
+            .into_iter()
+            .flatten()
+    }
+}
+
+/// The models that a proxy needs.
+pub struct Models {
+    /// The guard.
+    pub guard: Arc<dyn Guard>,
+    /// What answers where the upstream is `embedded`.
+    pub chat: Option<Arc<dyn ChatModel>>,
+}
+
+/// Runs `forethought serve`. `load` loads the models; it is called after the configuration is checked and the port is
+/// taken, and before any request is answered.
+///
+/// # Errors
+/// Mistakes in the configuration, a port that is taken, models that can't be loaded.
+pub fn run(args: &ServeArgs, load: impl FnOnce(&CheckedConfig) -> Result<Models>) -> Result<()> {
+    let config = args.config.load(args.flags())?;
+    log::init(&config.log);
+    let listener = TcpListener::bind(config.listen)
+        .with_context(|| format!("can't listen on {} (the setting `listen`)", config.listen))?;
+    listener.set_nonblocking(true)?;
+    let models = load(&config)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let about = warnings(&config);
+        let proxy = build(config, models)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
+        info!("listening on http://{}", listener.local_addr()?);
+        about.iter().for_each(|about| warn!("{about}"));
+        let stop = signal(proxy.clone())?;
+        proxy.serve(listener, stop).await?;
+        info!("stopped");
+        Ok(())
+    })
+}
+
+/// The proxy that `config` describes.
+///
+/// # Errors
+/// The audit file can't be opened, the system's certificates can't be read, or `embedded` has no model.
+pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
+    let upstream = match &config.upstream {
+        UpstreamConfig::Url(url) => {
+            Upstream::url(url.clone()).context("can't read the system's TLS certificate roots")?
+        }
+        UpstreamConfig::Embedded(embedded) => {
+            let chat = models.chat.context("the upstream is `embedded`, but no model was loaded for it")?;
+            Upstream::embedded(chat, embedded.clone())
+        }
+    };
+    let audit = match &config.audit {
+        Some(audit) => AuditLog::open(audit.clone()).with_context(|| {
+            format!("can't open the audit file {} (the setting `audit.path`)", audit.path.display())
+        })?,
+        None => AuditLog::disabled(),
+    };
+    let policies = PolicyChain::new(vec![], config.policy.thresholds.clone());
+    Ok(Arc::new(Proxy::new(config, models.guard, policies, upstream, audit)))
+}
+
+/// What an operator should know of a configuration that is right, but less safe than the default.
+fn warnings(config: &CheckedConfig) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !config.listen.ip().is_loopback() {
+        warnings.push(format!(
+            "{} can be reached from other machines, and callers are not authenticated: put something in front that does",
+            config.listen
+        ));
+    }
+    match config.policy.mode {
+        Mode::Enforce => {}
+        Mode::Monitor => warnings.push("`policy.mode` is `monitor`: nothing is refused".to_owned()),
+        Mode::Off => warnings.push("`policy.mode` is `off`: requests go upstream unread".to_owned()),
+    }
+    if config.paths.pass.iter().any(|rule| rule.carries_prompts()) {
+        warnings.push(
+            "`paths.pass` lets requests through that may carry prompts; no guard reads them".to_owned(),
+        );
+    }
+    warnings
+}
+
+/// Ends with the first signal to stop; the second one cuts what still runs.
+fn signal(proxy: Arc<Proxy>) -> Result<impl Future<Output = ()>> {
+    let (first, stop) = tokio::sync::oneshot::channel();
+    let mut signals = Signals::new()?;
+    tokio::spawn(async move {
+        signals.next().await;
+        let _ = first.send(());
+        signals.next().await;
+        proxy.hurry();
+    });
+    Ok(async {
+        let _ = stop.await;
+    })
+}
+
+#[cfg(unix)]
+struct Signals([tokio::signal::unix::Signal; 2]);
+
+#[cfg(unix)]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    }
+}
+
+#[cfg(not(unix))]
+struct Signals;
+
+#[cfg(not(unix))]
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self)
+    }
+
+    async fn next(&mut self) {
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Sources;
+
+    #[test]
+    fn less_safe_configurations_are_warned_of() {
+        fn check(settings: &[(&str, &str)], expected: &[&str]) {
+            let flag = |&(key, value): &(&str, &str)| Flag {
+                name: "--set".to_owned(),
+                key: key.to_owned(),
+                value: value.to_owned(),
+            };
+            let sources = Sources { flags: settings.iter().map(flag).collect(), ..Sources::default() };
+            let found = warnings(&CheckedConfig::load(&sources).unwrap());
+            assert_eq!(found.len(), expected.len(), "{found:?}");
+            assert!(found.iter().zip(expected).all(|(found, word)| found.contains(word)), "{found:?}");
+        }
+        check(&[], &[]);
+        check(&[("listen", "0.0.0.0:1")], &["not authenticated"]);
+        check(&[("listen", "[::1]:1")], &[]);
+        check(&[("policy.mode", "monitor")], &["nothing is refused"]);
+        check(&[("policy.mode", "off"), ("paths.pass", "* /v1/**")], &["unread", "no guard"]);
+    }
+}

@@ -1,0 +1,262 @@
+//! Configuration: defaults, then a TOML file, then the environment, then flags; checked as a whole before anything
+//! starts.
+//!
+//! [`Sources`] names the layers, [`Merged`] holds what they say and where each value came from, [`CheckedConfig`] is
+//! what the rest of the program takes. Every mistake is reported at once, with its key and its origin.
+
+mod check;
+mod layers;
+mod paths;
+mod raw;
+
+use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use forethought_core::{guard::Mode as GuardMode, policy::Thresholds};
+use http::HeaderValue;
+
+pub use self::{
+    layers::{Flag, Merged, Setting, Sources},
+    paths::{PathRule, PathRules},
+    raw::{
+        AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnFailure, OnUnread, Raw, RawAudit,
+        RawEmbedded, RawGuard, RawLimits, RawLog, RawPaths, RawPolicy, RawRefusal, RawUpstream, RefusalField,
+    },
+};
+use crate::upstream::BaseUrl;
+
+/// A configuration without mistakes.
+#[derive(Clone, Debug)]
+pub struct CheckedConfig {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Where allowed requests go.
+    pub upstream: UpstreamConfig,
+    /// The guard.
+    pub guard: GuardConfig,
+    /// What is done with what the guard finds.
+    pub policy: PolicyConfig,
+    /// What happens to paths that no guard reads.
+    pub paths: PathRules,
+    /// Bounds on what a caller may take up.
+    pub limits: Limits,
+    /// The shape of refusals.
+    pub refusal: RefusalConfig,
+    /// The record of every request; `None` keeps none.
+    pub audit: Option<AuditConfig>,
+    /// The log.
+    pub log: LogConfig,
+    /// sha256 of the configuration's values, hexadecimal; audit records name it.
+    pub sha256: Arc<str>,
+}
+
+/// Where allowed requests go.
+#[derive(Clone, Debug)]
+pub enum UpstreamConfig {
+    /// To an OpenAI-compatible API.
+    Url(UrlUpstream),
+    /// To a small model in process.
+    Embedded(EmbeddedConfig),
+}
+
+/// An OpenAI-compatible API.
+#[derive(Clone, Debug)]
+pub struct UrlUpstream {
+    /// Its base URL.
+    pub base: BaseUrl,
+    /// `authorization` header in place of the caller's.
+    pub authorization: Option<Secret>,
+    /// Time allowed for opening a connection.
+    pub connect_timeout: Duration,
+    /// Time allowed from sending a request to the head of its answer.
+    pub response_timeout: Duration,
+    /// Time allowed between two pieces of an answer.
+    pub idle_timeout: Duration,
+}
+
+/// The small model that answers in process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct EmbeddedConfig {
+    /// Its name in the model store.
+    pub model: String,
+    /// Requests that may wait for it.
+    pub queue: usize,
+    /// Most tokens of an answer where the request names no limit.
+    pub max_tokens: usize,
+    /// Temperature where the request names none.
+    pub temperature: f64,
+    /// Top-p where the request names none.
+    pub top_p: f64,
+}
+
+/// The guard. The proxy itself uses only [`Self::mode`] and [`Self::deadline`]; the rest is for whoever builds the guard.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuardConfig {
+    /// `default`, or a bundle's folder.
+    pub bundle: String,
+    /// How the guard comes to its score.
+    pub mode: GuardMode,
+    /// Time allowed for one request, waiting included.
+    pub deadline: Duration,
+    /// Requests that may wait.
+    pub queue: usize,
+    /// Requests worked on at once.
+    pub batch: usize,
+    /// Most tokens of one request that are read, overlaps included.
+    pub max_tokens: usize,
+    /// Tokens of a window.
+    pub window_tokens: usize,
+    /// Tokens that two neighbouring windows share; less than [`Self::window_tokens`].
+    pub window_overlap: usize,
+    /// Most tokens of the first phase; `None` is the bundle's own limit.
+    pub understanding_tokens: Option<usize>,
+    /// Most tokens of the second phase; `None` is the bundle's own limit.
+    pub assessment_tokens: Option<usize>,
+    /// Threads to compute with; `None` is all cores.
+    pub threads: Option<usize>,
+    /// Where to compute.
+    pub device: Device,
+}
+
+/// What is done with what the guard finds.
+#[derive(Clone, Debug)]
+pub struct PolicyConfig {
+    /// Whether decisions are acted on.
+    pub mode: Mode,
+    /// The built-in thresholds, which end every policy chain.
+    pub thresholds: Thresholds,
+    /// What happens to a request that the guard fails on.
+    pub on_failure: OnFailure,
+    /// What happens to a request with unreadable parts.
+    pub on_unreadable: OnUnread,
+    /// What happens to a request longer than the guard reads.
+    pub on_truncated: OnUnread,
+}
+
+/// Bounds on what a caller may take up.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Largest request body, in bytes.
+    pub body_bytes: usize,
+    /// Time allowed for a request's head, and for an idle connection.
+    pub header_timeout: Duration,
+    /// Time allowed for a request's whole body.
+    pub body_timeout: Duration,
+    /// Connections served at once.
+    pub connections: usize,
+    /// Time that running requests have to end after a stop signal.
+    pub drain_timeout: Duration,
+}
+
+/// The shape of refusals.
+#[derive(Clone, Debug)]
+pub struct RefusalConfig {
+    /// Whether a refusal is an error with status 403 instead of an answer with 200.
+    pub as_error: bool,
+    /// The `finish_reason` of a refusal.
+    pub finish_reason: FinishReason,
+    /// The message's field that holds the text.
+    pub field: RefusalField,
+    /// Whether the caller sees what the guard found.
+    pub expose_assessment: bool,
+}
+
+/// The record of every request.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AuditConfig {
+    /// The file.
+    pub path: PathBuf,
+    /// Whether records hold the text that the guard wrote.
+    pub text: bool,
+    /// How records hold the prompt.
+    pub prompt: AuditPrompt,
+    /// Size at which a new file is begun, in bytes.
+    pub max_bytes: u64,
+    /// Older files that are kept.
+    pub keep: usize,
+    /// Records that may wait for the disk.
+    pub queue: usize,
+    /// What happens to requests while records can't be written.
+    pub on_error: OnAuditError,
+}
+
+/// The log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogConfig {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// A level or filter directives.
+    pub level: String,
+}
+
+impl CheckedConfig {
+    /// Reads, merges and checks all layers.
+    ///
+    /// # Errors
+    /// Every mistake there is, at once.
+    pub fn load(sources: &Sources) -> Result<Self, Problems> {
+        Merged::read(sources).check()
+    }
+}
+
+/// A header value that no log shows.
+#[derive(Clone)]
+pub struct Secret(HeaderValue);
+
+impl Secret {
+    /// `Bearer` and `key`, or `None` where `key` can't stand in a header.
+    pub fn bearer(key: &str) -> Option<Self> {
+        let mut value = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
+        value.set_sensitive(true);
+        Some(Self(value))
+    }
+
+    /// The header's value.
+    pub fn header(&self) -> HeaderValue {
+        self.0.clone()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// One mistake in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The key's path, such as `guard.deadline_ms`; empty where a whole layer can't be read.
+    pub key: String,
+    /// Where the value came from.
+    pub origin: String,
+    /// What is wrong and what would be right.
+    pub message: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key.as_str() {
+            "" => write!(f, "{}: {}", self.origin, self.message),
+            key => write!(f, "`{key}` ({}): {}", self.origin, self.message),
+        }
+    }
+}
+
+/// All mistakes in a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_slice() {
+            [one] => write!(f, "the configuration has a mistake: {one}"),
+            all => {
+                write!(f, "the configuration has {} mistakes:", all.len())?;
+                all.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+            }
+        }
+    }
+}
+
+/// Where values came from, by key.
+type Origins = BTreeMap<String, String>;

@@ -1,0 +1,274 @@
+//! From what is written to what is meant: ranges, formats, files and keys that must be there.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use directories::ProjectDirs;
+use forethought_core::{evidence::Hazard, policy::Thresholds};
+use sha2::{Digest, Sha256};
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
+    PolicyConfig, Problem, Problems, Raw, RawAudit, RawGuard, RawLimits, RawPolicy, RawRefusal, RawUpstream,
+    RefusalConfig, Secret, UpstreamConfig, UrlUpstream,
+};
+use crate::upstream::BaseUrl;
+
+/// Checks `raw`; `problems` are those that were seen before.
+pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Result<CheckedConfig, Problems> {
+    let mut check = Check { origins, problems };
+    // Everything is looked at before anything is given up, so that all mistakes are reported at once.
+    let listen = check.parsed("listen", listen(&raw.listen));
+    let upstream = check.upstream(&raw.upstream);
+    let guard = check.guard(&raw.guard);
+    let policy = check.policy(&raw.policy);
+    let paths = PathRules {
+        pass: check.rules("paths.pass", &raw.paths.pass),
+        deny: check.rules("paths.deny", &raw.paths.deny),
+    };
+    let limits = check.limits(&raw.limits);
+    let refusal = check.refusal(&raw.refusal);
+    let audit = check.audit(&raw.audit);
+    check.require("log.level", EnvFilter::try_new(&raw.log.level).is_ok(), || {
+        format!("`{}` is neither a level nor filter directives", raw.log.level)
+    });
+    match (listen, upstream) {
+        (Some(listen), Some(upstream)) if check.problems.is_empty() => Ok(CheckedConfig {
+            listen,
+            upstream,
+            guard,
+            policy,
+            paths,
+            limits,
+            refusal,
+            audit,
+            log: LogConfig { format: raw.log.format, level: raw.log.level.clone() },
+            sha256: sha256(raw).into(),
+        }),
+        _ => Err(Problems(check.problems)),
+    }
+}
+
+struct Check<'a> {
+    origins: &'a Origins,
+    problems: Vec<Problem>,
+}
+
+impl Check<'_> {
+    fn note(&mut self, key: &str, message: String) {
+        let origin = self.origins.get(key).map_or("default", String::as_str).to_owned();
+        self.problems.push(Problem { key: key.to_owned(), origin, message });
+    }
+
+    fn require(&mut self, key: &str, good: bool, message: impl FnOnce() -> String) {
+        if !good {
+            self.note(key, message());
+        }
+    }
+
+    fn parsed<T>(&mut self, key: &str, result: Result<T, String>) -> Option<T> {
+        result.map_err(|message| self.note(key, message)).ok()
+    }
+
+    fn at_least<T: PartialOrd + std::fmt::Display>(&mut self, key: &str, value: T, least: T) -> T {
+        self.require(key, value >= least, || format!("must be at least {least}, not {value}"));
+        value
+    }
+
+    /// A positive time. A day is more than any of them needs, and keeps sums of times far from overflow.
+    fn time(&mut self, key: &str, ms: u64) -> Duration {
+        const MOST: u64 = 24 * 60 * 60 * 1_000;
+        self.require(key, (1..=MOST).contains(&ms), || {
+            format!("must be from 1 to {MOST} milliseconds, not {ms}")
+        });
+        Duration::from_millis(ms.min(MOST))
+    }
+
+    fn rules(&mut self, key: &str, rules: &[String]) -> Vec<PathRule> {
+        let parsed =
+            rules.iter().map(|rule| PathRule::parse(rule).map_err(|e| format!("the rule `{rule}` {e}")));
+        parsed.collect::<Vec<_>>().into_iter().filter_map(|rule| self.parsed(key, rule)).collect()
+    }
+
+    fn upstream(&mut self, raw: &RawUpstream) -> Option<UpstreamConfig> {
+        let embedded = EmbeddedConfig {
+            model: raw.embedded.model.clone(),
+            queue: self.at_least("upstream.embedded.queue", raw.embedded.queue, 1),
+            max_tokens: self.at_least("upstream.embedded.max_tokens", raw.embedded.max_tokens, 1),
+            temperature: raw.embedded.temperature,
+            top_p: raw.embedded.top_p,
+        };
+        self.require("upstream.embedded.temperature", (0.0..=2.0).contains(&embedded.temperature), || {
+            format!("must be from 0 to 2, not {}", embedded.temperature)
+        });
+        self.require("upstream.embedded.top_p", embedded.top_p > 0.0 && embedded.top_p <= 1.0, || {
+            format!("must be above 0 and at most 1, not {}", embedded.top_p)
+        });
+        let times = [
+            self.time("upstream.connect_timeout_ms", raw.connect_timeout_ms),
+            self.time("upstream.response_timeout_ms", raw.response_timeout_ms),
+            self.time("upstream.idle_timeout_ms", raw.idle_timeout_ms),
+        ];
+        let authorization = self.api_key(raw);
+        if raw.url == "embedded" {
+            return Some(UpstreamConfig::Embedded(embedded));
+        }
+        let base = self.parsed("upstream.url", BaseUrl::parse(&raw.url))?;
+        let [connect_timeout, response_timeout, idle_timeout] = times;
+        Some(UpstreamConfig::Url(UrlUpstream {
+            base,
+            authorization,
+            connect_timeout,
+            response_timeout,
+            idle_timeout,
+        }))
+    }
+
+    /// The upstream's key. Messages name the variable or the file, never what they hold.
+    fn api_key(&mut self, raw: &RawUpstream) -> Option<Secret> {
+        let (setting, key) = match (&raw.api_key_env, &raw.api_key_file) {
+            (None, None) => return None,
+            (Some(_), Some(_)) => {
+                self.note("upstream.api_key_file", "`upstream.api_key_env` is set too; keep one".to_owned());
+                return None;
+            }
+            (Some(name), None) => {
+                let key = std::env::var(name)
+                    .map_err(|_| format!("the environment variable `{name}` is not set, or is not UTF-8"));
+                ("upstream.api_key_env", key)
+            }
+            (None, Some(path)) => {
+                let key =
+                    std::fs::read_to_string(path).map_err(|error| format!("can't read `{path}`: {error}"));
+                ("upstream.api_key_file", key)
+            }
+        };
+        let secret = key.and_then(|key| match key.trim() {
+            "" => Err("the key is empty".to_owned()),
+            key => {
+                Secret::bearer(key).ok_or_else(|| "the key holds characters that a header can't".to_owned())
+            }
+        });
+        self.parsed(setting, secret)
+    }
+
+    fn guard(&mut self, raw: &RawGuard) -> GuardConfig {
+        self.require("guard.window_overlap", raw.window_overlap < raw.window_tokens, || {
+            format!("must be less than `guard.window_tokens` ({})", raw.window_tokens)
+        });
+        for (key, value) in [
+            ("guard.threads", raw.threads),
+            ("guard.understanding_tokens", raw.understanding_tokens),
+            ("guard.assessment_tokens", raw.assessment_tokens),
+        ] {
+            value.map(|value| self.at_least(key, value, 1));
+        }
+        GuardConfig {
+            bundle: raw.bundle.clone(),
+            mode: raw.mode,
+            deadline: self.time("guard.deadline_ms", raw.deadline_ms),
+            queue: self.at_least("guard.queue", raw.queue, 1),
+            batch: self.at_least("guard.batch", raw.batch, 1),
+            max_tokens: self.at_least("guard.max_tokens", raw.max_tokens, 64),
+            window_tokens: self.at_least("guard.window_tokens", raw.window_tokens, 64),
+            window_overlap: raw.window_overlap,
+            understanding_tokens: raw.understanding_tokens,
+            assessment_tokens: raw.assessment_tokens,
+            threads: raw.threads,
+            device: raw.device,
+        }
+    }
+
+    fn policy(&mut self, raw: &RawPolicy) -> PolicyConfig {
+        let mut hazards = BTreeMap::new();
+        let own = raw.hazards.iter().map(|(name, &value)| (format!("policy.hazards.{name}"), value));
+        for (key, value) in own.chain([("policy.threshold".to_owned(), raw.threshold)]) {
+            // Written so that a value that is not a number fails.
+            self.require(&key, value >= 0.0 && value.is_finite(), || {
+                format!("must be a probability (0 refuses everything, above 1 nothing), not {value}")
+            });
+        }
+        for (name, &value) in &raw.hazards {
+            // Environment variables can't hold dashes. Bundles may name hazards of their own, so any name will do.
+            hazards.insert(Hazard::new(name.replace('_', "-")), value);
+        }
+        self.require("policy.message", !raw.message.trim().is_empty(), || {
+            "must not be empty: clients retry or fail on an empty answer".to_owned()
+        });
+        PolicyConfig {
+            mode: raw.mode,
+            thresholds: Thresholds { score: raw.threshold, hazards, message: raw.message.clone() },
+            on_failure: raw.on_failure,
+            on_unreadable: raw.on_unreadable,
+            on_truncated: raw.on_truncated,
+        }
+    }
+
+    fn limits(&mut self, raw: &RawLimits) -> Limits {
+        Limits {
+            body_bytes: self.at_least("limits.body_bytes", raw.body_bytes, 1),
+            header_timeout: self.time("limits.header_timeout_ms", raw.header_timeout_ms),
+            body_timeout: self.time("limits.body_timeout_ms", raw.body_timeout_ms),
+            connections: self.at_least("limits.connections", raw.connections, 1),
+            drain_timeout: self.time("limits.drain_timeout_ms", raw.drain_timeout_ms),
+        }
+    }
+
+    fn refusal(&mut self, raw: &RawRefusal) -> RefusalConfig {
+        self.require("refusal.status", matches!(raw.status, 200 | 403), || {
+            format!("must be 200 or 403, not {}", raw.status)
+        });
+        RefusalConfig {
+            as_error: raw.status == 403,
+            finish_reason: raw.finish_reason,
+            field: raw.field,
+            expose_assessment: raw.expose_assessment,
+        }
+    }
+
+    fn audit(&mut self, raw: &RawAudit) -> Option<AuditConfig> {
+        let queue = self.at_least("audit.queue", raw.queue, 1);
+        self.require("audit.queue", raw.queue <= 1_000_000, || "must be at most 1000000".to_owned());
+        let max_bytes = self.at_least("audit.max_bytes", raw.max_bytes, 4_096);
+        if !raw.enabled {
+            return None;
+        }
+        let path = raw.path.as_ref().map(PathBuf::from).or_else(usual_audit_file);
+        let path = self
+            .parsed("audit.path", path.ok_or_else(|| "is not set, and there is no home folder".to_owned()))?;
+        Some(AuditConfig {
+            path,
+            text: raw.text,
+            prompt: raw.prompt,
+            max_bytes,
+            keep: raw.keep,
+            queue,
+            on_error: raw.on_error,
+        })
+    }
+}
+
+fn listen(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| format!("must be an IP address and a port, such as 127.0.0.1:8080, not `{text}`"))
+}
+
+/// `audit/audit.jsonl` in `$FORETHOUGHT_HOME`, else in the platform's folder for a program's state.
+fn usual_audit_file() -> Option<PathBuf> {
+    let home = std::env::var_os("FORETHOUGHT_HOME").filter(|home| !home.is_empty()).map(PathBuf::from);
+    let state = || {
+        let dirs = ProjectDirs::from("", "", "forethought")?;
+        Some(dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
+    };
+    Some(home.or_else(state)?.join(Path::new("audit/audit.jsonl")))
+}
+
+fn sha256(raw: &Raw) -> String {
+    // Secrets are not in it: it holds names of variables and files only.
+    hex::encode(Sha256::digest(serde_json::to_vec(raw).unwrap_or_default()))
+}

@@ -1,0 +1,454 @@
+//! The configuration as it is written: every key, its default, and what it means.
+//!
+//! The doc comments here are what `forethought config schema` prints. Nothing is judged in this file beyond types;
+//! [`check`](super::check) turns it into [`Settings`](super::Settings).
+
+use std::collections::BTreeMap;
+
+use forethought_core::guard::Mode as GuardMode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+/// Configuration of the Forethought proxy.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Raw {
+    /// Address and port to listen on. Forethought doesn't authenticate callers: keep it on loopback, or put
+    /// something in front of it that does.
+    pub listen: String,
+    /// Where allowed requests go.
+    pub upstream: RawUpstream,
+    /// The model that reads requests.
+    pub guard: RawGuard,
+    /// What is done with what the guard finds.
+    pub policy: RawPolicy,
+    /// What happens to paths that no guard reads.
+    pub paths: RawPaths,
+    /// Bounds on what a caller may take up.
+    pub limits: RawLimits,
+    /// The shape of refusals.
+    pub refusal: RawRefusal,
+    /// The record of every request.
+    pub audit: RawAudit,
+    /// The log on standard error.
+    pub log: RawLog,
+}
+
+impl Default for Raw {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:8080".to_owned(),
+            upstream: RawUpstream::default(),
+            guard: RawGuard::default(),
+            policy: RawPolicy::default(),
+            paths: RawPaths::default(),
+            limits: RawLimits::default(),
+            refusal: RawRefusal::default(),
+            audit: RawAudit::default(),
+            log: RawLog::default(),
+        }
+    }
+}
+
+/// Where allowed requests go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawUpstream {
+    /// `embedded`, or the base URL of an OpenAI-compatible API as its clients take it, such as
+    /// `https://llm.example/v1`. A URL without a path means `/v1`.
+    pub url: String,
+    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's
+    /// `authorization` header, which is passed on otherwise.
+    pub api_key_env: Option<String>,
+    /// File that holds the upstream's API key, instead of `api_key_env`.
+    pub api_key_file: Option<String>,
+    /// Time allowed for opening a connection, in milliseconds.
+    pub connect_timeout_ms: u64,
+    /// Time allowed from sending a request to the head of its answer, in milliseconds.
+    pub response_timeout_ms: u64,
+    /// Time allowed between two pieces of an answer, in milliseconds.
+    pub idle_timeout_ms: u64,
+    /// The small model that answers where `url` is `embedded`.
+    pub embedded: RawEmbedded,
+}
+
+impl Default for RawUpstream {
+    fn default() -> Self {
+        Self {
+            url: "embedded".to_owned(),
+            api_key_env: None,
+            api_key_file: None,
+            connect_timeout_ms: 10_000,
+            response_timeout_ms: 600_000,
+            idle_timeout_ms: 300_000,
+            embedded: RawEmbedded::default(),
+        }
+    }
+}
+
+/// The small model that answers where `upstream.url` is `embedded`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawEmbedded {
+    /// The model's name in the model store.
+    pub model: String,
+    /// Requests that may wait for the model; more are answered with 503.
+    pub queue: usize,
+    /// Most tokens of an answer where the request names no limit.
+    pub max_tokens: usize,
+    /// Temperature where the request names none. 0 makes answers repeatable.
+    pub temperature: f64,
+    /// Top-p where the request names none.
+    pub top_p: f64,
+}
+
+impl Default for RawEmbedded {
+    fn default() -> Self {
+        Self {
+            model: "smollm2-135m-instruct".to_owned(),
+            queue: 16,
+            max_tokens: 512,
+            temperature: 0.0,
+            top_p: 1.0,
+        }
+    }
+}
+
+/// The model that reads requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawGuard {
+    /// The guard bundle: `default`, or a bundle's folder.
+    pub bundle: String,
+    /// `reason` writes R1-Act's two phases before the verdict; `direct` asks for the verdict at once.
+    #[schemars(with = "GuardModeSchema")]
+    pub mode: GuardMode,
+    /// Time allowed for one request, waiting included, in milliseconds. At the deadline an open phase is closed and the
+    /// verdict scored; a request that was not even read by then is a failure (see `policy.on_failure`).
+    pub deadline_ms: u64,
+    /// Requests that may wait for the guard; more are a failure: 503.
+    pub queue: usize,
+    /// Requests that the guard works on at once.
+    pub batch: usize,
+    /// Most tokens of one request that are read, overlaps included; a longer one is treated as `policy.on_truncated` says.
+    pub max_tokens: usize,
+    /// Tokens of a window. A longer request is read in overlapping windows.
+    pub window_tokens: usize,
+    /// Tokens that two neighbouring windows share.
+    pub window_overlap: usize,
+    /// Most tokens of the first phase, problem understanding; the bundle's own limit where it is not set.
+    pub understanding_tokens: Option<usize>,
+    /// Most tokens of the second phase, harmfulness assessment; the bundle's own limit where it is not set.
+    pub assessment_tokens: Option<usize>,
+    /// Threads the guard computes with; all cores where it is not set.
+    pub threads: Option<usize>,
+    /// Where the guard computes.
+    pub device: Device,
+}
+
+impl Default for RawGuard {
+    fn default() -> Self {
+        Self {
+            bundle: "default".to_owned(),
+            mode: GuardMode::Reason,
+            deadline_ms: 30_000,
+            queue: 64,
+            batch: 8,
+            max_tokens: 16_384,
+            window_tokens: 1_024,
+            window_overlap: 128,
+            understanding_tokens: None,
+            assessment_tokens: None,
+            threads: None,
+            device: Device::Cpu,
+        }
+    }
+}
+
+/// The schema of core's guard mode, which knows nothing of schemas.
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code)] // only its schema is used
+enum GuardModeSchema {
+    Reason,
+    Direct,
+}
+
+/// Where a model computes. `cuda` and `metal` need a build with the feature of that name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Device {
+    /// The processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// An Apple GPU.
+    Metal,
+}
+
+/// What is done with what the guard finds.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPolicy {
+    /// `enforce` acts on decisions, `monitor` only records them, `off` does not read requests at all.
+    pub mode: Mode,
+    /// Refuse where P(harmful) is at least this: 0 refuses everything, anything above 1 nothing.
+    pub threshold: f64,
+    /// Thresholds of single hazards in place of `threshold`, such as `self-harm = 0.2`.
+    pub hazards: BTreeMap<String, f64>,
+    /// The text of a refusal.
+    pub message: String,
+    /// What happens to a request that the guard fails on: `closed` answers with an error, `open` passes it on, marked.
+    pub on_failure: OnFailure,
+    /// What happens to a request with parts that the guard can't read, such as images.
+    pub on_unreadable: OnUnread,
+    /// What happens to a request longer than the guard reads (`guard.max_tokens`).
+    pub on_truncated: OnUnread,
+}
+
+impl Default for RawPolicy {
+    fn default() -> Self {
+        Self {
+            mode: Mode::Enforce,
+            threshold: 0.5,
+            hazards: BTreeMap::new(),
+            message: "I can't help with that.".to_owned(),
+            on_failure: OnFailure::Closed,
+            on_unreadable: OnUnread::Deny,
+            on_truncated: OnUnread::Deny,
+        }
+    }
+}
+
+/// Whether decisions are acted on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Decide, act, record.
+    Enforce,
+    /// Decide and record; every request goes on.
+    Monitor,
+    /// Read nothing.
+    Off,
+}
+
+/// What happens to a request that can't be judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnFailure {
+    /// Answer with an error.
+    Closed,
+    /// Pass it on, marked in the answer's header, the audit record and the log.
+    Open,
+}
+
+/// What happens to a request that was not read in whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnUnread {
+    /// Answer with an error.
+    Deny,
+    /// Judge it by what was read, and mark it in the audit record and the log.
+    Flag,
+    /// Judge it by what was read.
+    Allow,
+}
+
+/// What happens to paths that no guard reads. A rule is a method (or `*`) and a path, such as `GET /v1/models/*`;
+/// in a path, `*` stands for one segment and a final `**` for any number. What no rule names is denied.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawPaths {
+    /// Requests that go upstream unread.
+    #[serde(deserialize_with = "list")]
+    pub pass: Vec<String>,
+    /// Requests that are denied even where `pass` matches.
+    #[serde(deserialize_with = "list")]
+    pub deny: Vec<String>,
+}
+
+impl Default for RawPaths {
+    fn default() -> Self {
+        Self { pass: vec!["GET /v1/models".to_owned(), "GET /v1/models/*".to_owned()], deny: vec![] }
+    }
+}
+
+/// Bounds on what a caller may take up.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLimits {
+    /// Largest request body, in bytes.
+    pub body_bytes: usize,
+    /// Time allowed for a request's head, and for an idle connection, in milliseconds.
+    pub header_timeout_ms: u64,
+    /// Time allowed for a request's whole body, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// Connections that are served at once; more wait.
+    pub connections: usize,
+    /// Time that running requests have to end after a stop signal, in milliseconds.
+    pub drain_timeout_ms: u64,
+}
+
+impl Default for RawLimits {
+    fn default() -> Self {
+        Self {
+            body_bytes: 8 * 1024 * 1024,
+            header_timeout_ms: 15_000,
+            body_timeout_ms: 60_000,
+            connections: 1_024,
+            drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The shape of refusals.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawRefusal {
+    /// HTTP status: 200 answers as the model would, 403 with an error.
+    pub status: u64,
+    /// The `finish_reason` of a refusal.
+    pub finish_reason: FinishReason,
+    /// The message's field that holds the text.
+    pub field: RefusalField,
+    /// Whether the caller sees the guard's score, hazard and reasoning, as an object `forethought` in the refusal.
+    pub expose_assessment: bool,
+}
+
+impl Default for RawRefusal {
+    fn default() -> Self {
+        Self {
+            status: 200,
+            finish_reason: FinishReason::ContentFilter,
+            field: RefusalField::Content,
+            expose_assessment: false,
+        }
+    }
+}
+
+/// The `finish_reason` of a refusal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum FinishReason {
+    /// Content was filtered; clients that ask for structured output raise an error of their own for it.
+    ContentFilter,
+    /// An ordinary end.
+    Stop,
+}
+
+/// The message's field that holds a refusal's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum RefusalField {
+    /// `content`, which every client shows.
+    Content,
+    /// `refusal`, which only newer clients know.
+    Refusal,
+}
+
+/// The record of every request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawAudit {
+    /// Whether records are kept.
+    pub enabled: bool,
+    /// The file, one JSON object a line. Where it is not set: `audit/audit.jsonl` in `$FORETHOUGHT_HOME`, or in the
+    /// platform's folder for a program's state.
+    pub path: Option<String>,
+    /// Whether records hold the text that the guard wrote, which may quote the prompt.
+    pub text: bool,
+    /// How records hold the prompt.
+    pub prompt: AuditPrompt,
+    /// Size at which a new file is begun, in bytes.
+    pub max_bytes: u64,
+    /// Older files that are kept, as `audit.jsonl.1` (the newest) and so on.
+    pub keep: usize,
+    /// Records, of running requests included, that may wait for the disk; then requests wait too.
+    pub queue: usize,
+    /// What happens to requests while records can't be written.
+    pub on_error: OnAuditError,
+}
+
+impl Default for RawAudit {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            path: None,
+            text: false,
+            prompt: AuditPrompt::Hash,
+            max_bytes: 100 * 1024 * 1024,
+            keep: 10,
+            queue: 4_096,
+            on_error: OnAuditError::Continue,
+        }
+    }
+}
+
+/// How an audit record holds the prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AuditPrompt {
+    /// Its length and its HMAC-SHA256 under a random key that is forgotten when the process ends: equal prompts of one
+    /// run can be told, and nothing can be guessed back.
+    Hash,
+    /// The whole conversation.
+    Full,
+}
+
+/// What happens to requests while audit records can't be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnAuditError {
+    /// They are served. Records wait in memory; when too many wait, the oldest are lost, and counted in the log.
+    Continue,
+    /// They are answered with 503.
+    Deny,
+}
+
+/// The log on standard error.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawLog {
+    /// `text` for people, `json` for machines.
+    pub format: LogFormat,
+    /// `error`, `warn`, `info`, `debug` or `trace`, or filter directives such as `info,hyper=debug`.
+    pub level: String,
+}
+
+impl Default for RawLog {
+    fn default() -> Self {
+        Self { format: LogFormat::Text, level: "info".to_owned() }
+    }
+}
+
+/// The log's format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// A line that a person reads.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// A list, or (so that an environment variable can hold one) a string with commas.
+fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct List;
+    impl<'de> de::Visitor<'de> for List {
+        type Value = Vec<String>;
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of strings")
+        }
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
+            Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+        }
+        fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
+            let mut list = Vec::new();
+            while let Some(item) = items.next_element()? {
+                list.push(item);
+            }
+            Ok(list)
+        }
+    }
+    deserializer.deserialize_any(List)
+}

@@ -1,0 +1,363 @@
+//! The life of a request.
+
+mod route;
+
+use std::{sync::Arc, time::Instant};
+
+use bytes::Bytes;
+use forethought_core::{
+    evidence::Evidence,
+    guard::{Event, Guard, GuardError, Options},
+    policy::{Decision, PolicyChain, RequestFacts, Ruling},
+};
+use http::{HeaderMap, Request, Response, header, request};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::{Body as _, Incoming};
+use tokio::{sync::watch, time::timeout};
+use tracing::{Instrument, info_span};
+use uuid::Uuid;
+
+use self::route::{Route, route};
+use crate::{
+    Body,
+    api::openai_chat,
+    audit::{AuditLog, Disposition, Exit, Tracked},
+    config::{CheckedConfig, Mode, OnFailure, OnUnread},
+    reply::Error,
+    server::Cutoff,
+    upstream::{Sent, Upstream},
+};
+
+/// A guarded reverse proxy.
+pub struct Proxy {
+    pub(crate) config: CheckedConfig,
+    guard: Arc<dyn Guard>,
+    policies: PolicyChain,
+    upstream: Upstream,
+    pub(crate) audit: AuditLog,
+    /// Set to true when the time to end requests properly is over.
+    pub(crate) cut: watch::Sender<bool>,
+}
+
+/// A request that the guard has read, and what the policy says to it.
+struct Judged {
+    request: openai_chat::Request,
+    evidence: Evidence,
+    ruling: Ruling,
+}
+
+impl Proxy {
+    /// A proxy of these parts. `policies` should end in the configuration's thresholds
+    /// ([`config::PolicyConfig::thresholds`](crate::config::PolicyConfig::thresholds)).
+    pub fn new(
+        config: CheckedConfig,
+        guard: Arc<dyn Guard>,
+        policies: PolicyChain,
+        upstream: Upstream,
+        audit: AuditLog,
+    ) -> Self {
+        Self { config, guard, policies, upstream, audit, cut: watch::Sender::new(false) }
+    }
+
+    /// Where its audit records go.
+    pub fn audit(&self) -> &AuditLog {
+        &self.audit
+    }
+
+    /// Answers one request, and records how it went.
+    pub(crate) async fn call(&self, request: Request<Incoming>) -> Response<Tracked> {
+        let id = Uuid::now_v7();
+        self.follow(id, request).instrument(info_span!("request", %id)).await
+    }
+
+    async fn follow(&self, id: Uuid, request: Request<Incoming>) -> Response<Tracked> {
+        let (head, body) = request.into_parts();
+        let mut body = Some(body);
+        let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
+        let slot = self.audit.slot().await;
+        let mut exit = Exit::new(&head, id, slot, cutoff.clone(), mode, &self.config.sha256);
+        let answer = cutoff.or(self.answer(&mut exit, &head, &mut body)).await;
+        let response = match answer.unwrap_or(Err(Error::Stopping)) {
+            Ok(response) => response,
+            Err(error) => {
+                exit.failed(&error);
+                // What did not come in time is not waited for again.
+                let body = body.filter(|_| !matches!(error, Error::BodyTimeout { .. } | Error::Stopping));
+                discard(&head, body, self.config.limits.body_bytes).await;
+                error.response()
+            }
+        };
+        exit.follow(response)
+    }
+
+    async fn answer(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: &mut Option<Incoming>,
+    ) -> Result<Response<Body>, Error> {
+        if self.audit.denies() {
+            return Err(Error::Audit);
+        }
+        let route = route(&self.config.paths, &head.method, head.uri.path());
+        match route.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
+            Route::Pass => {
+                exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
+                self.forward(exit, head, self.unread(head, body)?).await
+            }
+            Route::Chat if self.config.policy.mode == Mode::Off => {
+                exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
+                self.forward(exit, head, self.unread(head, body)?).await
+            }
+            Route::Chat => {
+                let bytes = self.receive(exit, head, body).await?;
+                let judged = self.judge(exit, head, &bytes).await;
+                self.act(exit, head, bytes, judged).await
+            }
+        }
+    }
+
+    /// Receives the whole body, within the limits.
+    async fn receive(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: &mut Option<Incoming>,
+    ) -> Result<Bytes, Error> {
+        let since = Instant::now();
+        let (limit, after) = (self.config.limits.body_bytes, self.config.limits.body_timeout);
+        check_length(&head.headers, limit)?;
+        let Some(incoming) = body.as_mut() else { return Err(Error::BodyBroken) };
+        let received = timeout(after, Limited::new(incoming, limit).collect()).await;
+        let bytes = received.map_err(|_| Error::BodyTimeout { after })?.map_err(|error| {
+            if error.is::<LengthLimitError>() { Error::TooLarge { limit } } else { Error::BodyBroken }
+        })?;
+        *body = None;
+        exit.stage(since, |stages| &mut stages.body_ms);
+        Ok(bytes.to_bytes())
+    }
+
+    /// Decodes the request, has the guard read it and the policy decide.
+    async fn judge(&self, exit: &mut Exit, head: &request::Parts, body: &Bytes) -> Result<Judged, Error> {
+        check_encoding(&head.headers)?;
+        let mut request = openai_chat::decode(body)?;
+        exit.asked(&request.conversation, &request.model, request.stream);
+        let kinds: Vec<&str> = request.conversation.unread().collect();
+        self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
+            Error::Unreadable { kinds: counted(&kinds) }
+        })?;
+
+        let since = Instant::now();
+        let examined = self.examine(exit, std::mem::take(&mut request.conversation)).await;
+        exit.stage(since, |stages| &mut stages.guard_ms);
+        let evidence = examined?;
+        exit.found(&evidence);
+
+        let facts = RequestFacts { model: request.model.clone(), path: head.uri.path().to_owned() };
+        let ruling = self.policies.decide(&facts, &evidence);
+        Ok(Judged { request, evidence, ruling })
+    }
+
+    /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
+    async fn examine(
+        &self,
+        exit: &mut Exit,
+        conversation: forethought_core::conversation::Conversation,
+    ) -> Result<Evidence, Error> {
+        let deadline = self.config.guard.deadline;
+        let options = Options { mode: self.config.guard.mode, deadline: Some(deadline) };
+        let mut examination = self.guard.examine(Arc::new(conversation), options);
+        let events = async {
+            loop {
+                match examination.next().await {
+                    Some(Event::Coverage(coverage)) => {
+                        let (tokens, read) = (coverage.tokens, coverage.tokens_read);
+                        let on_truncated = self.config.policy.on_truncated;
+                        self.unread_is(
+                            exit,
+                            "truncated",
+                            on_truncated,
+                            coverage.tokens_unread() == 0,
+                            || Error::Truncated { read, tokens },
+                        )?;
+                    }
+                    Some(Event::Done(evidence)) => return Ok(*evidence),
+                    Some(Event::Failed(error)) => return Err(Error::Guard(error)),
+                    Some(_) => {}
+                    None => return Err(Error::Guard(GuardError::Stopped)),
+                }
+            }
+        };
+        // The guard keeps its deadline itself, and may need a moment to score what it has; this is for one that hangs.
+        let hung = Error::Guard(GuardError::Deadline { after: deadline });
+        timeout(2 * deadline, events).await.unwrap_or(Err(hung))
+    }
+
+    /// Applies the setting for what was not read.
+    fn unread_is(
+        &self,
+        exit: &mut Exit,
+        flag: &'static str,
+        setting: OnUnread,
+        all_read: bool,
+        error: impl FnOnce() -> Error,
+    ) -> Result<(), Error> {
+        match setting {
+            _ if all_read => {}
+            OnUnread::Deny => return Err(error()),
+            OnUnread::Flag => exit.record.flags.push(flag),
+            OnUnread::Allow => {}
+        }
+        Ok(())
+    }
+
+    /// Does what was decided.
+    async fn act(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: Bytes,
+        judged: Result<Judged, Error>,
+    ) -> Result<Response<Body>, Error> {
+        let monitor = self.config.policy.mode == Mode::Monitor;
+        match judged {
+            Ok(Judged { ruling, .. }) if monitor => {
+                exit.decided(Disposition::AllowMonitored, &ruling.by, ruling.reason);
+                exit.record.ruled = Some(ruling.decision.as_str());
+            }
+            Ok(Judged { request, evidence, ruling }) => match ruling.decision {
+                Decision::Refuse { message } => {
+                    exit.decided(Disposition::Refuse, &ruling.by, ruling.reason);
+                    let config = &self.config.refusal;
+                    return Ok(openai_chat::refusal::refuse(&request, exit.id, &message, &evidence, config));
+                }
+                Decision::Allow => exit.decided(Disposition::Allow, &ruling.by, ruling.reason),
+            },
+            Err(error) if monitor => {
+                exit.decided(Disposition::AllowMonitored, "policy.mode", error.to_string());
+                exit.record.ruled = Some(error.code());
+            }
+            Err(error @ Error::Guard(_)) if self.config.policy.on_failure == OnFailure::Open => {
+                exit.decided(Disposition::AllowUnguarded, "policy.on_failure", error.to_string());
+            }
+            Err(error) => {
+                exit.decided(Disposition::Deny, decider(&error), error.to_string());
+                return Err(error);
+            }
+        }
+        self.forward(exit, head, Sent::Read(body)).await
+    }
+
+    /// Sends the request on, and gives back what the upstream answers.
+    async fn forward(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: Sent,
+    ) -> Result<Response<Body>, Error> {
+        let since = Instant::now();
+        let mut request = Request::new(body);
+        request.method_mut().clone_from(&head.method);
+        request.uri_mut().clone_from(&head.uri);
+        request.headers_mut().clone_from(&head.headers);
+        let answer = self.upstream.send(request, Cutoff::new(&self.cut)).await;
+        exit.stage(since, |stages| &mut stages.upstream_ms);
+        answer
+    }
+
+    /// The body of a request that nobody reads on the way; the size limit holds for it too.
+    fn unread(&self, head: &request::Parts, body: &mut Option<Incoming>) -> Result<Sent, Error> {
+        let limit = self.config.limits.body_bytes;
+        check_length(&head.headers, limit)?;
+        let incoming = body.take().ok_or(Error::BodyBroken)?;
+        // A body without bytes stays one, so that a `GET` does not become a chunked upload.
+        Ok(Sent::Unread(if incoming.is_end_stream() {
+            incoming.map_err(Into::into).boxed_unsync()
+        } else {
+            Limited::new(incoming, limit).boxed_unsync()
+        }))
+    }
+}
+
+/// The setting that denies a request with this error.
+fn decider(error: &Error) -> &'static str {
+    match error {
+        Error::Guard(_) => "policy.on_failure",
+        Error::Unreadable { .. } => "policy.on_unreadable",
+        Error::Truncated { .. } => "policy.on_truncated",
+        _ => "request",
+    }
+}
+
+/// Rejects a body that says it is too long before any of it is sent.
+fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Error> {
+    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    if length.is_some_and(|length: u64| length > limit as u64) {
+        Err(Error::TooLarge { limit })
+    } else {
+        Ok(())
+    }
+}
+
+/// Rejects what the guard would read differently from the upstream: anything but plain JSON in UTF-8.
+fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
+    if headers.get_all(header::CONTENT_ENCODING).iter().any(|encoding| encoding != "identity") {
+        return Err(Error::ContentEncoding);
+    }
+    let mut types = headers.get_all(header::CONTENT_TYPE).iter();
+    let (Some(kind), None) = (types.next(), types.next()) else { return Err(Error::ContentType) };
+    let kind = kind.to_str().map_err(|_| Error::ContentType)?.to_ascii_lowercase();
+    let (kind, parameters) = kind.split_once(';').unwrap_or((&kind, ""));
+    let utf8 =
+        parameters.split(';').map(str::trim).all(|parameter| match parameter.strip_prefix("charset=") {
+            Some(charset) => matches!(charset.trim_matches('"'), "utf-8" | "utf8"),
+            None => true,
+        });
+    if kind.trim() == "application/json" && utf8 { Ok(()) } else { Err(Error::ContentType) }
+}
+
+/// Reads away what is left of a body, within bounds, so that the caller has sent all and reads our answer: a
+/// connection that is closed before is reset, and the answer lost. A caller that asked first is just not told to go on.
+async fn discard(head: &request::Parts, body: Option<Incoming>, limit: usize) {
+    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+    if let Some(body) = body.filter(|_| !head.headers.contains_key(header::EXPECT)) {
+        let mut body = Limited::new(body, limit.saturating_mul(2));
+        let _ = timeout(PATIENCE, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+    }
+}
+
+/// `image_url (2), file`.
+fn counted(kinds: &[&str]) -> String {
+    let mut counts = std::collections::BTreeMap::<&str, usize>::new();
+    kinds.iter().for_each(|kind| *counts.entry(kind).or_default() += 1);
+    let shown = counts.iter().map(|(kind, &count)| match count {
+        1 => (*kind).to_owned(),
+        count => format!("{kind} ({count})"),
+    });
+    shown.collect::<Vec<_>>().join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_types() {
+        fn check(types: &[&str], good: bool) {
+            let headers = types.iter().map(|kind| (header::CONTENT_TYPE, kind.parse().unwrap())).collect();
+            assert_eq!(check_encoding(&headers).is_ok(), good, "{types:?}");
+        }
+        check(&["application/json"], true);
+        check(&["Application/JSON; charset=UTF-8"], true);
+        check(&["application/json; charset=\"utf-8\"; x=y"], true);
+        check(&["application/json; charset=utf-16"], false);
+        check(&["text/plain"], false);
+        check(&["application/json", "application/json"], false);
+        check(&[], false);
+    }
+
+    #[test]
+    fn kinds_are_counted() {
+        assert_eq!(counted(&["image_url", "file", "image_url"]), "file, image_url (2)");
+    }
+}

@@ -1,0 +1,85 @@
+//! An OpenAI-compatible API as upstream.
+
+use std::{error::Error as _, io};
+
+use http::{Request, Response, header};
+use http_body_util::BodyExt;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::time::timeout;
+use tracing::warn;
+
+use super::{REROUTING, Sent, idle::IdleTimeout, strip};
+use crate::{Body, config::UrlUpstream, reply, reply::Error};
+
+pub(super) struct Url {
+    config: UrlUpstream,
+    client: Client<HttpsConnector<HttpConnector>, Body>,
+}
+
+impl Url {
+    pub(super) fn new(config: UrlUpstream) -> io::Result<Self> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(config.connect_timeout));
+        let tls = HttpsConnectorBuilder::new().with_native_roots()?;
+        let connector = tls.https_or_http().enable_all_versions().wrap_connector(tcp);
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .timer(TokioTimer::new())
+            .build(connector);
+        Ok(Self { config, client })
+    }
+
+    pub(super) async fn send(&self, request: Request<Sent>) -> Result<Response<Body>, Error> {
+        let (parts, body) = request.into_parts();
+        let uri = self
+            .config
+            .base
+            .join(&parts.uri)
+            .ok_or(Error::PathUnclear { path: "the request's target".into() })?;
+        let mut headers = parts.headers;
+        strip(&mut headers);
+        REROUTING.iter().for_each(|name| drop(headers.remove(*name)));
+        // Host and length are written anew by hyper; an expectation was met when the body was read here.
+        [header::HOST, header::CONTENT_LENGTH, header::EXPECT]
+            .iter()
+            .for_each(|name| drop(headers.remove(name)));
+        if let Some(secret) = &self.config.authorization {
+            headers.insert(header::AUTHORIZATION, secret.header());
+        }
+        let body = match body {
+            Sent::Read(bytes) => reply::full(bytes),
+            Sent::Unread(body) => body,
+        };
+        let mut outgoing = Request::new(body);
+        *outgoing.method_mut() = parts.method;
+        *outgoing.uri_mut() = uri;
+        *outgoing.headers_mut() = headers;
+
+        let after = self.config.response_timeout;
+        let answer = timeout(after, self.client.request(outgoing)).await;
+        let response =
+            answer.map_err(|_| Error::UpstreamTimeout { after })?.map_err(|error| fault(&error))?;
+        let (mut parts, body) = response.into_parts();
+        strip(&mut parts.headers);
+        let body = IdleTimeout::new(body.map_err(Into::into).boxed_unsync(), self.config.idle_timeout);
+        Ok(Response::from_parts(parts, body.boxed_unsync()))
+    }
+}
+
+/// Logs the whole chain of causes, which names hosts; callers get the kind alone.
+fn fault(error: &hyper_util::client::legacy::Error) -> Error {
+    let mut causes = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes = format!("{causes}: {cause}");
+        source = cause.source();
+    }
+    warn!("the upstream failed: {causes}");
+    if error.is_connect() { Error::UpstreamUnreachable } else { Error::UpstreamBroken }
+}

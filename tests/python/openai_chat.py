@@ -1,0 +1,79 @@
+"""What the openai package makes of the proxy. Arguments: a proxy that refuses with 200, and one that refuses with 403."""
+
+import sys
+
+import openai
+
+answering, denying = (openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) for url in sys.argv[1:3])
+REFUSAL = "I can't help with that."
+
+
+def messages(text):
+    return [{"role": "user", "content": text}]
+
+
+def ask(client, text, **more):
+    return client.chat.completions.create(model="embedded", messages=messages(text), **more)
+
+
+def read(stream):
+    """A stream's text, finish reason and usage."""
+    text, finish, usage = "", None, None
+    for chunk in stream:
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+    return text, finish, usage
+
+
+def raised(error, call):
+    try:
+        call()
+    except error as e:
+        return e
+    raise AssertionError(f"{error.__name__} was not raised")
+
+
+# Allowed.
+answer = ask(answering, "hi")
+assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == ("Hello there.", "stop"), answer
+assert answer.usage.total_tokens == 10, answer.usage
+text, finish, usage = read(ask(answering, "hi", stream=True, stream_options={"include_usage": True}))
+assert (text, finish, usage.completion_tokens) == ("Hello there.", "stop", 3), (text, finish, usage)
+with answering.chat.completions.stream(model="embedded", messages=messages("hi")) as stream:
+    for _ in stream:
+        pass
+    assert stream.get_final_completion().choices[0].message.content == "Hello there."
+
+# Refused as an answer.
+answer = ask(answering, "harm")
+assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (REFUSAL, "content_filter"), answer
+assert [choice.index for choice in ask(answering, "harm", n=2).choices] == [0, 1]
+text, finish, usage = read(ask(answering, "harm", stream=True, stream_options={"include_usage": True}))
+assert (text, finish, usage.total_tokens) == (REFUSAL, "content_filter", 0), (text, finish, usage)
+raw = answering.chat.completions.with_raw_response.create(model="embedded", messages=messages("harm"))
+assert raw.headers["x-forethought-decision"] == "refuse" and len(raw.headers["x-forethought-id"]) == 36
+
+# Refused as an error: raised at once, streamed or not, and not tried again.
+for stream in (False, True):
+    error = raised(openai.PermissionDeniedError, lambda: ask(denying, "harm", stream=stream))
+    assert (error.code, error.type, error.param) == ("content_filter", "permission_error", "messages"), error.body
+    assert REFUSAL in error.message
+
+# Errors.
+error = raised(openai.PermissionDeniedError, lambda: ask(answering, "break"))
+assert error.code == "guard_failed", error.body
+error = raised(openai.PermissionDeniedError, lambda: ask(answering, [{"type": "image_url", "image_url": {"url": "x"}}]))
+assert error.code == "unreadable_content", error.body
+error = raised(openai.InternalServerError, lambda: ask(answering.with_options(max_retries=1), "overload"))
+assert (error.status_code, error.code) == (503, "guard_overloaded"), error.body
+error = raised(openai.BadRequestError, lambda: ask(answering, "hi", extra_body={"n": 0}))
+assert (error.code, error.param) == ("bad_shape", "n"), error.body
+error = raised(openai.PermissionDeniedError, lambda: answering.embeddings.create(model="embedded", input="hi"))
+assert error.code == "path_denied", error.body
+error = raised(openai.NotFoundError, lambda: answering.models.retrieve("other"))
+assert error.code == "model_not_found", error.body
+assert [model.id for model in answering.models.list()] == ["embedded"]
+
+print(f"openai {openai.__version__}: as expected")

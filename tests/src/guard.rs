@@ -1,0 +1,130 @@
+//! A guard that finds what a test wants it to find.
+
+use std::sync::{Arc, Mutex};
+
+use forethought_core::{
+    conversation::{Conversation, Part},
+    evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, Timings},
+    guard::{Event, Examination, Guard, GuardError, Options},
+};
+use tokio::sync::{mpsc::UnboundedSender, watch};
+
+type Find = dyn Fn(&Conversation) -> Result<Evidence, GuardError> + Send + Sync;
+
+/// A guard without a model.
+#[derive(Clone)]
+pub struct FakeGuard {
+    /// `None` never answers.
+    find: Option<Arc<Find>>,
+    seen: Arc<Mutex<Vec<Arc<Conversation>>>>,
+    /// Examinations under way that nobody listens to any more, and all that were begun.
+    left: watch::Sender<usize>,
+    begun: watch::Sender<usize>,
+}
+
+/// Evidence with this score, and everything else filled in.
+pub fn evidence(score: f64) -> Evidence {
+    Evidence {
+        score,
+        path: Path::Reason,
+        hazard: (score >= 0.5).then(|| Hazard::new("cyber")),
+        assessment: Some(Assessment {
+            understanding: "The user wants something.".to_owned(),
+            assessment: "Someone would be hurt.".to_owned(),
+            ends: [PhaseEnd::Complete; 2],
+            score,
+        }),
+        direct_score: None,
+        coverage: Coverage { tokens: 10, tokens_read: 10, windows: 1, ..Coverage::default() },
+        timings: Timings { prompt_tokens: 10, generated_tokens: 5, ..Timings::default() },
+        guard: version(),
+    }
+}
+
+fn version() -> GuardVersion {
+    GuardVersion { bundle: "fake 1".to_owned(), template: "fake 1".to_owned(), ..GuardVersion::default() }
+}
+
+impl FakeGuard {
+    fn new(find: Option<Arc<Find>>) -> Self {
+        Self { find, seen: Arc::default(), left: watch::Sender::new(0), begun: watch::Sender::new(0) }
+    }
+
+    /// A guard that finds what `find` finds.
+    pub fn finding(
+        find: impl Fn(&Conversation) -> Result<Evidence, GuardError> + Send + Sync + 'static,
+    ) -> Self {
+        Self::new(Some(Arc::new(find)))
+    }
+
+    /// A guard that gives every conversation this score.
+    pub fn scoring(score: f64) -> Self {
+        Self::finding(move |_| Ok(evidence(score)))
+    }
+
+    /// A guard that finds harm where a message says "harm".
+    pub fn reading() -> Self {
+        let harmful = |part: &Part| part.text().is_some_and(|text| text.contains("harm"));
+        Self::finding(move |c| {
+            Ok(evidence(if c.parts().any(|(_, part)| harmful(part)) { 0.97 } else { 0.01 }))
+        })
+    }
+
+    /// A guard that always fails.
+    pub fn failing(error: GuardError) -> Self {
+        Self::finding(move |_| Err(error.clone()))
+    }
+
+    /// A guard that never comes to an end.
+    pub fn hanging() -> Self {
+        Self::new(None)
+    }
+
+    /// All conversations so far.
+    pub fn seen(&self) -> Vec<Arc<Conversation>> {
+        self.seen.lock().expect("no panic").clone()
+    }
+
+    /// Waits until this many examinations were begun.
+    pub async fn begun(&self, count: usize) {
+        self.begun.subscribe().wait_for(|begun| *begun >= count).await.expect("the guard lives");
+    }
+
+    /// Waits until the callers of this many examinations have left before their end.
+    pub async fn left(&self, count: usize) {
+        self.left.subscribe().wait_for(|left| *left >= count).await.expect("the guard lives");
+    }
+}
+
+impl Guard for FakeGuard {
+    fn examine(&self, conversation: Arc<Conversation>, _: Options) -> Examination {
+        let (events, examination) = Examination::channel();
+        self.seen.lock().expect("no panic").push(conversation.clone());
+        match &self.find {
+            Some(find) => tell(&events, find(&conversation)),
+            None => {
+                let left = self.left.clone();
+                tokio::spawn(async move {
+                    events.closed().await;
+                    left.send_modify(|left| *left += 1);
+                });
+            }
+        }
+        self.begun.send_modify(|begun| *begun += 1);
+        examination
+    }
+
+    fn version(&self) -> GuardVersion {
+        version()
+    }
+}
+
+fn tell(events: &UnboundedSender<Event>, found: Result<Evidence, GuardError>) {
+    match found {
+        Ok(evidence) => {
+            let _ = events.send(Event::Coverage(evidence.coverage.clone()));
+            let _ = events.send(Event::Done(Box::new(evidence)));
+        }
+        Err(error) => drop(events.send(Event::Failed(error))),
+    }
+}
