@@ -4,10 +4,12 @@
 //! The words used here (guard, evidence, assessment, coverage, policy, decision) are those of `ARCHITECTURE.md`.
 
 pub mod conversation;
+pub mod dataset;
 pub mod engine;
 pub mod evidence;
 pub mod generate;
 pub mod guard;
+pub mod metrics;
 pub mod model;
 pub mod policy;
 pub mod store;

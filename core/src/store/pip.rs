@@ -279,7 +279,9 @@ fn advice(stderr: &str) -> &'static str {
     } else if stderr.contains("SSLError") || stderr.contains("CERTIFICATE_VERIFY_FAILED") {
         "the package index's certificate is not trusted; give pip the right one (`pip config set global.cert ...`)"
     } else if stderr.contains("No matching distribution") {
-        "the package index has no such version for this platform and Python; `pip config list` shows which index is asked"
+        // Without retries, pip says the same when it could not ask.
+        "the package index has no such version for this platform and Python, or can't be reached; check the network, \
+         and with `pip config list` which index is asked"
     } else {
         "run the same `pip download` by hand to find out why, or give the path of a local copy"
     }

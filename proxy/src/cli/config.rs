@@ -3,7 +3,7 @@
 use std::{io::Write, path::PathBuf};
 
 use anyhow::Result;
-use clap::{Args, Subcommand};
+use clap::{ArgAction, Args, Subcommand};
 use serde_json::Value;
 
 use crate::config::{CheckedConfig, Flag, Merged, Problems, Raw, Setting, Sources};
@@ -12,11 +12,17 @@ use crate::config::{CheckedConfig, Flag, Merged, Problems, Raw, Setting, Sources
 #[derive(Args, Clone, Debug, Default)]
 pub struct ConfigArgs {
     /// Configuration file [default: forethought.toml here, or in the platform's configuration folder]
-    #[arg(long, short, value_name = "FILE")]
+    #[arg(long, short, value_name = "FILE", global = true)]
     pub config: Option<PathBuf>,
     /// Set one key, such as `--set policy.threshold=0.7`; may be repeated
-    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = assignment, global = true)]
     pub set: Vec<(String, String)>,
+    /// Log more; may be repeated
+    #[arg(long, short, action = ArgAction::Count, global = true)]
+    pub verbose: u8,
+    /// Log less; may be repeated
+    #[arg(long, short, action = ArgAction::Count, global = true)]
+    pub quiet: u8,
 }
 
 impl ConfigArgs {
@@ -30,6 +36,23 @@ impl ConfigArgs {
         Sources::of_process(self.config.clone(), set.chain(flags).collect())
     }
 
+    /// The log level of a proxy, whose log is what people look at: as configured, or `info` moved by `-v` and `-q`.
+    pub fn serving_log(&self) -> Option<Flag> {
+        (self.verbose != self.quiet).then(|| self.log_level(2))
+    }
+
+    /// The log level of a command that shows something else: warnings, moved by `-v` and `-q`.
+    pub fn quiet_log(&self) -> Flag {
+        self.log_level(1)
+    }
+
+    fn log_level(&self, usual: i32) -> Flag {
+        const LEVELS: [&str; 5] = ["error", "warn", "info", "debug", "trace"];
+        let level = usual + i32::from(self.verbose) - i32::from(self.quiet);
+        let name = if self.quiet > self.verbose { "--quiet" } else { "--verbose" };
+        flag(name, "log.level", LEVELS[level.clamp(0, 4) as usize])
+    }
+
     /// The checked configuration.
     ///
     /// # Errors
@@ -37,6 +60,11 @@ impl ConfigArgs {
     pub fn load(&self, flags: impl IntoIterator<Item = Flag>) -> Result<CheckedConfig, Problems> {
         CheckedConfig::load(&self.sources(flags))
     }
+}
+
+/// A value that `name` sets.
+pub(super) fn flag(name: &str, key: &str, value: impl ToString) -> Flag {
+    Flag { name: name.to_owned(), key: key.to_owned(), value: value.to_string() }
 }
 
 /// What to do with the configuration.

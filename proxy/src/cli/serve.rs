@@ -7,7 +7,10 @@ use clap::Args;
 use forethought_core::{generate::ChatModel, guard::Guard, policy::PolicyChain};
 use tracing::{info, warn};
 
-use super::config::ConfigArgs;
+use super::{
+    config::{ConfigArgs, flag},
+    runtime,
+};
 use crate::{
     AuditLog, CheckedConfig, Proxy, Upstream,
     config::{Flag, Mode, UpstreamConfig},
@@ -17,9 +20,6 @@ use crate::{
 /// Flags of `forethought serve`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct ServeArgs {
-    #[command(flatten)]
-    #[allow(missing_docs)] // a doc comment here would become the command's help
-    pub config: ConfigArgs,
     /// Address and port to listen on
     #[arg(long, value_name = "ADDR:PORT")]
     pub listen: Option<String>,
@@ -30,12 +30,9 @@ pub struct ServeArgs {
 
 impl ServeArgs {
     fn flags(&self) -> impl Iterator<Item = Flag> {
-        let flag = |name: &str, key: &str, value: &Option<String>| {
-            value.clone().map(|value| Flag { name: name.to_owned(), key: key.to_owned(), value })
-        };
-        [flag("--listen", "listen", &self.listen), flag("--upstream", "upstream.url", &self.upstream)]
-            .into_iter()
-            .flatten()
+        let listen = self.listen.as_ref().map(|value| flag("--listen", "listen", value));
+        let upstream = self.upstream.as_ref().map(|value| flag("--upstream", "upstream.url", value));
+        listen.into_iter().chain(upstream)
     }
 }
 
@@ -52,15 +49,18 @@ pub struct Models {
 ///
 /// # Errors
 /// Mistakes in the configuration, a port that is taken, models that can't be loaded.
-pub fn run(args: &ServeArgs, load: impl FnOnce(&CheckedConfig) -> Result<Models>) -> Result<()> {
-    let config = args.config.load(args.flags())?;
+pub fn run(
+    args: &ServeArgs,
+    config: &ConfigArgs,
+    load: impl FnOnce(&CheckedConfig) -> Result<Models>,
+) -> Result<()> {
+    let config = config.load(args.flags().chain(config.serving_log()))?;
     log::init(&config.log);
     let listener = TcpListener::bind(config.listen)
         .with_context(|| format!("can't listen on {} (the setting `listen`)", config.listen))?;
     listener.set_nonblocking(true)?;
     let models = load(&config)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
+    runtime()?.block_on(async {
         let about = warnings(&config);
         let proxy = build(config, models)?;
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -120,7 +120,7 @@ fn warnings(config: &CheckedConfig) -> Vec<String> {
 }
 
 /// Ends with the first signal to stop; the second one cuts what still runs.
-fn signal(proxy: Arc<Proxy>) -> Result<impl Future<Output = ()>> {
+pub(super) fn signal(proxy: Arc<Proxy>) -> Result<impl Future<Output = ()>> {
     let (first, stop) = tokio::sync::oneshot::channel();
     let mut signals = Signals::new()?;
     tokio::spawn(async move {
@@ -134,17 +134,18 @@ fn signal(proxy: Arc<Proxy>) -> Result<impl Future<Output = ()>> {
     })
 }
 
+/// SIGINT and SIGTERM, instead of their usual effect.
 #[cfg(unix)]
-struct Signals([tokio::signal::unix::Signal; 2]);
+pub(super) struct Signals([tokio::signal::unix::Signal; 2]);
 
 #[cfg(unix)]
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
         Ok(Self([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
     }
 
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         let [interrupt, terminate] = &mut self.0;
         tokio::select! {
             _ = interrupt.recv() => {}
@@ -153,16 +154,17 @@ impl Signals {
     }
 }
 
+/// Ctrl-C, instead of its usual effect.
 #[cfg(not(unix))]
-struct Signals;
+pub(super) struct Signals;
 
 #[cfg(not(unix))]
 impl Signals {
-    fn new() -> std::io::Result<Self> {
+    pub(super) fn new() -> std::io::Result<Self> {
         Ok(Self)
     }
 
-    async fn next(&mut self) {
+    pub(super) async fn next(&mut self) {
         if tokio::signal::ctrl_c().await.is_err() {
             std::future::pending().await
         }
