@@ -1,10 +1,10 @@
 //! The 8-bit product against what else could do its work, on the shapes of SmolLM2-135M.
 //!
-//! `RAYON_NUM_THREADS=1 cargo bench -p forethought-core --bench q8`, and again with 2: candle's quantised products
-//! have threads of their own, counted once a process. Every layer has its own weights, so that they come from
-//! where they would in a model and not from the nearest cache. Figures are billions of operations (a
-//! multiplication and an addition are two) a second, the best of several runs that take turns: other work on the
-//! machine then hurts all alike.
+//! `RAYON_NUM_THREADS=1 cargo bench -p forethought-core --bench q8 [-- WEIGHT...]`, and again with 2: candle's
+//! quantised products have threads of their own, counted once a process. Every layer has its own weights, so that
+//! they come from where they would in a model and not from the nearest cache. Figures are billions of operations
+//! (a multiplication and an addition are two) a second, the best of several runs that take turns: other work on
+//! the machine then hurts all alike.
 
 use std::time::{Duration, Instant};
 
@@ -87,7 +87,9 @@ fn run() -> anyhow::Result<()> {
             groups.chain([vec![&head]]).collect()
         })])
         .collect();
-    for (name, stack) in &stacks {
+    // Names on the command line choose weights; cargo adds flags of its own.
+    let only: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with('-')).collect();
+    for (name, stack) in stacks.iter().filter(|(name, _)| only.is_empty() || only.iter().any(|o| o == name)) {
         for m in BATCHES {
             let best = race(&contenders, m, stack)?;
             let weights: usize = stack.iter().flatten().map(|w| w.n * w.k).sum();
