@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, de};
 /// Configuration of the Forethought proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(title = "Forethought")]
 pub struct Raw {
     /// Address and port to listen on. Forethought doesn't authenticate callers: keep it on loopback, or put
     /// something in front of it that does.

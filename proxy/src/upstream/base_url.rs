@@ -45,6 +45,11 @@ impl BaseUrl {
         Ok(Self { scheme, authority, path })
     }
 
+    /// Whether connections are encrypted.
+    pub(super) fn is_https(&self) -> bool {
+        self.scheme == Scheme::HTTPS
+    }
+
     /// Where a caller's request goes: below the base URL for a path in `/v1`, else to the same path of the same host.
     /// `None` for a target that is no path, as `OPTIONS *` has.
     pub fn join(&self, target: &Uri) -> Option<Uri> {

@@ -6,7 +6,7 @@ use http::{Request, Response, header};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{Client, connect::HttpConnector},
+    client::legacy::{self, ResponseFuture, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
 use tokio::time::timeout;
@@ -17,7 +17,22 @@ use crate::{Body, config::UrlUpstream, reply, reply::Error};
 
 pub(super) struct Url {
     config: UrlUpstream,
-    client: Client<HttpsConnector<HttpConnector>, Body>,
+    client: Client,
+}
+
+/// Pooled connections; plain ones need no certificates, which a small container may not have.
+enum Client {
+    Plain(legacy::Client<HttpConnector, Body>),
+    Tls(legacy::Client<HttpsConnector<HttpConnector>, Body>),
+}
+
+impl Client {
+    fn request(&self, request: Request<Body>) -> ResponseFuture {
+        match self {
+            Self::Plain(client) => client.request(request),
+            Self::Tls(client) => client.request(request),
+        }
+    }
 }
 
 impl Url {
@@ -26,12 +41,14 @@ impl Url {
         tcp.enforce_http(false);
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(config.connect_timeout));
-        let tls = HttpsConnectorBuilder::new().with_native_roots()?;
-        let connector = tls.https_or_http().enable_all_versions().wrap_connector(tcp);
-        let client = Client::builder(TokioExecutor::new())
-            .pool_timer(TokioTimer::new())
-            .timer(TokioTimer::new())
-            .build(connector);
+        let mut builder = legacy::Client::builder(TokioExecutor::new());
+        builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
+        let client = if config.base.is_https() {
+            let tls = HttpsConnectorBuilder::new().with_native_roots()?;
+            Client::Tls(builder.build(tls.https_only().enable_all_versions().wrap_connector(tcp)))
+        } else {
+            Client::Plain(builder.build(tcp))
+        };
         Ok(Self { config, client })
     }
 
@@ -73,7 +90,7 @@ impl Url {
 }
 
 /// Logs the whole chain of causes, which names hosts; callers get the kind alone.
-fn fault(error: &hyper_util::client::legacy::Error) -> Error {
+fn fault(error: &legacy::Error) -> Error {
     let mut causes = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
