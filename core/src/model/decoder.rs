@@ -18,7 +18,8 @@ use super::{
 /// A loaded model.
 pub struct Decoder {
     config: ModelConfig,
-    embedding: Tensor, // [vocab, hidden]
+    /// `[vocab, hidden]`; none where the head's rows serve as well.
+    embedding: Option<Tensor>,
     blocks: Vec<Block>,
     norm: RmsNorm,
     head: Linear,
@@ -97,7 +98,8 @@ impl Decoder {
         let loader = Loader { checkpoint, options, device: &device, dtype };
         let ModelConfig { hidden_size, vocab_size, .. } = config;
         let embedding = checkpoint.require("model.embed_tokens.weight", &[vocab_size, hidden_size])?;
-        let head = if checkpoint.ties_embeddings() {
+        let tied = checkpoint.ties_embeddings();
+        let head = if tied {
             Linear::new(&embedding, None, None, options.precision, &device, dtype)?
         } else {
             loader.linear("lm_head", vocab_size, hidden_size)?
@@ -107,7 +109,8 @@ impl Decoder {
         if let Some(adapter) = options.adapter {
             adapter.check_all_used()?;
         }
-        let embedding = embedding.to_device(&device)?.to_dtype(dtype)?;
+        let shared = tied && head.rows(&[]).is_some();
+        let embedding = if shared { None } else { Some(embedding.to_device(&device)?.to_dtype(dtype)?) };
         let rope = Rope::new(&config);
         Ok(Self { config, embedding, blocks, norm, head, rope, device, dtype })
     }
@@ -144,8 +147,7 @@ impl Decoder {
         }
         let angles = self.rope.angles(&positions, self.dtype, &self.device)?;
 
-        let ids = Tensor::from_vec(tokens, positions.len(), &self.device)?;
-        let mut x = self.embedding.index_select(&ids, 0)?; // [tokens, hidden]
+        let mut x = self.embed(tokens)?; // [tokens, hidden]
         let mut hidden = vec![None; taps.len()];
         self.tap(taps, 0, &x, &mut hidden);
         for (i, block) in self.blocks.iter().enumerate() {
@@ -166,6 +168,20 @@ impl Decoder {
         }
         let logits = self.logits(&x, sequences, &segments)?;
         Ok(Output { logits, hidden: hidden.into_iter().flatten().collect() })
+    }
+
+    fn embed(&self, ids: Vec<u32>) -> Result<Tensor> {
+        let table = match &self.embedding {
+            Some(table) => table,
+            None => {
+                return self
+                    .head
+                    .rows(&ids)
+                    .unwrap_or_else(|| Err(candle_core::Error::msg("no embedding").into()));
+            }
+        };
+        let count = ids.len();
+        Ok(table.index_select(&Tensor::from_vec(ids, count, &self.device)?, 0)?)
     }
 
     /// Runs the head over the wanted rows only.

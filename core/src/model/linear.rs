@@ -79,6 +79,20 @@ impl Linear {
         outputs.pop().ok_or_else(|| candle_core::Error::msg("no output").into())
     }
 
+    /// Rows `ids` of the weight, `[ids, in]`, where it is held in 8 bits by the own kernel: a model whose head is its
+    /// embedding then needs no second table.
+    pub(super) fn rows(&self, ids: &[u32]) -> Option<Result<Tensor>> {
+        let matrix = self.weight.int8()?;
+        let width = matrix.cols();
+        let mut rows = vec![0f32; ids.len() * width];
+        for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(width)) {
+            if let Err(error) = matrix.dequantize_row(id as usize, row) {
+                return Some(Err(candle_core::Error::wrap(error).into()));
+            }
+        }
+        Some(Tensor::from_vec(rows, (ids.len(), width), &Device::Cpu).map_err(Into::into))
+    }
+
     fn finish(&self, x: &Tensor, mut y: Tensor) -> Result<Tensor> {
         if let Some(bias) = &self.bias {
             y = y.broadcast_add(bias)?;
