@@ -1,7 +1,7 @@
 //! The record of every request: one JSON object a line, written by a thread of its own.
 //!
-//! A request takes a [`Slot`] before any work is done on it, so a record always has a place to go and is never dropped
-//! because of a slow disk: requests wait instead. The record itself is sent by [`Exit`]'s drop, so no way out of a
+//! A request takes a `Slot` before any work is done on it, so a record always has a place to go and is never dropped
+//! because of a slow disk: requests wait instead. The record itself is sent by `Exit`'s drop, so no way out of a
 //! request escapes it, the caller's leaving included.
 
 mod exit;

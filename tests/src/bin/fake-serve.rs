@@ -22,8 +22,8 @@ fn main() -> std::process::ExitCode {
     // Says one word, and never comes to an end.
     let model = FakeModel::telling(vec![ChatEvent::Text("Well".to_owned())]);
     let models = Models { guard: Arc::new(FakeGuard::reading()), chat: Some(Arc::new(model)) };
-    let Cli { config, serve } = Cli::parse();
-    match run(&serve, &config, |_| Ok(models)) {
+    let cli = Cli::parse();
+    match run(&cli.serve, &cli.config, |_| Ok(models)) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");
