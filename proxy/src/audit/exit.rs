@@ -124,7 +124,7 @@ impl Exit {
         let status = status.map_or_else(|| "-".to_owned(), |status| status.to_string());
         let line = format!("{method} {path} {status} {}", decision.as_str());
         let timings = &self.record.timings;
-        let round = |ms: Option<f64>| ms.map(f64::round);
+        let round = |ms: Option<f64>| ms.map(|ms| ms.round() as u64);
         macro_rules! emit {
             ($level:ident) => {
                 $level!(
