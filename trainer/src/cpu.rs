@@ -86,30 +86,22 @@ impl CpuEngine {
         grads: &mut [f32],
     ) -> Result<BatchLoss> {
         data::check(examples, self.model.dimensions.vocabulary)?;
-        let weight: f64 = examples.iter().map(|example| example.weight()).sum();
-        if weight <= 0.0 {
-            return Err(TrainError::Example {
-                index: 0,
-                reason: "no token of this batch has a loss weight above 0".into(),
-            });
+        let batch = BatchLoss::new(examples);
+        if batch.weight <= 0.0 {
+            let reason = "no token of this batch has a loss weight above 0".into();
+            return Err(TrainError::Example { index: 0, reason });
         }
-        let (shares, scale) = (self.share(examples), (1.0 / weight) as f32);
-        let (model, layout, settings) = (&*self.model, &*self.layout, &self.settings);
-        let sums: Vec<f64> = self
-            .lanes
-            .par_iter_mut()
-            .zip(&shares)
-            .map(|(Lane { worker, grads }, share)| {
-                grads.clear();
-                grads.resize(layout.len, 0.0);
-                let mut sum = 0.0;
-                for packed in share {
-                    let pass = Pass { model, layout, values, packed, recompute: settings.recompute };
-                    sum += worker.gradients(pass, scale, grads);
-                }
-                sum
-            })
-            .collect();
+        let scale = (1.0 / batch.weight) as f32;
+        let (layout, recompute) = (self.layout.clone(), self.settings.recompute);
+        for lane in &mut self.lanes {
+            lane.grads.clear();
+            lane.grads.resize(layout.len, 0.0);
+        }
+        let sums = self.each(&sizes(examples), |model, lane, indices| {
+            let packed = &Packed::new(indices.iter().map(|&i| examples[i]));
+            let pass = Pass { model, layout: &layout, values, packed, recompute };
+            lane.worker.gradients(pass, scale, &mut lane.grads)
+        });
         const CHUNK: usize = 1 << 14;
         grads.par_chunks_mut(CHUNK).enumerate().for_each(|(i, sum)| {
             sum.fill(0.0);
@@ -117,72 +109,122 @@ impl CpuEngine {
                 sum.iter_mut().zip(&lane.grads[i * CHUNK..]).for_each(|(sum, grad)| *sum += grad);
             }
         });
-        let tokens = examples.iter().map(|example| example.positions()).sum();
-        Ok(BatchLoss { loss: sums.iter().sum::<f64>() / weight, weight, tokens })
+        Ok(BatchLoss { loss: sums.iter().sum::<f64>() / batch.weight, ..batch })
     }
 
     /// The loss of a batch without gradients, as for validation.
     ///
     /// # Errors
-    /// As for [`gradients`](Self::gradients).
+    /// When an example does not fit the model.
     pub fn loss(&mut self, values: &[f32], examples: &[&Example]) -> Result<BatchLoss> {
         data::check(examples, self.model.dimensions.vocabulary)?;
-        let weight: f64 = examples.iter().map(|example| example.weight()).sum();
-        let shares = self.share(examples);
-        let (model, layout) = (&*self.model, &*self.layout);
-        let sums: Vec<f64> = self
-            .lanes
-            .par_iter_mut()
-            .zip(&shares)
-            .map(|(lane, share)| {
-                let weighted = |packed: &Packed| -> f64 {
-                    let pass = Pass { model, layout, values, packed, recompute: true };
-                    let nll = lane.worker.losses(pass);
-                    let pairs = packed.targets.iter().zip(nll);
-                    pairs.map(|(target, nll)| f64::from(target.weight) * f64::from(nll)).sum()
-                };
-                share.iter().map(weighted).sum()
-            })
-            .collect();
-        let tokens = examples.iter().map(|example| example.positions()).sum();
-        Ok(BatchLoss { loss: sums.iter().sum::<f64>() / weight.max(f64::MIN_POSITIVE), weight, tokens })
+        let layout = self.layout.clone();
+        let sums = self.each(&sizes(examples), |model, lane, indices| {
+            let packed = &Packed::new(indices.iter().map(|&i| examples[i]));
+            let nll = lane.worker.losses(Pass { model, layout: &layout, values, packed, recompute: true });
+            let pairs = packed.targets.iter().zip(nll);
+            pairs.map(|(target, nll)| f64::from(target.weight) * f64::from(nll)).sum::<f64>()
+        });
+        let batch = BatchLoss::new(examples);
+        Ok(BatchLoss { loss: sums.iter().sum::<f64>() / batch.weight.max(f64::MIN_POSITIVE), ..batch })
     }
 
-    /// Shares a batch out: the longest sequence first, each to the worker with the least to do. A worker's share
-    /// comes in packed batches of at most the settings' tokens.
-    fn share(&self, examples: &[&Example]) -> Vec<Vec<Packed>> {
-        let d = &self.model.dimensions;
-        let block = d.hidden * (d.heads.width() + d.heads.query_width() + 3 * d.mlp);
-        let cost = |example: &Example| {
-            let targets = example.weights.iter().skip(1).filter(|&&weight| weight > 0.0).count();
-            example.positions() * block * d.layers + targets * d.hidden * d.vocabulary
-        };
-        let mut order: Vec<(usize, &Example)> = examples.iter().map(|e| (cost(e), *e)).collect();
-        order.sort_by_key(|&(cost, _)| std::cmp::Reverse(cost));
-        let mut shares: Vec<(usize, Vec<&Example>)> = vec![(0, Vec::new()); self.lanes.len()];
-        for (cost, example) in order {
+    /// For each prompt the log-probabilities of `candidates` as its next token, as for a verdict's two labels.
+    ///
+    /// # Errors
+    /// When a prompt is empty, or a token is not in the vocabulary.
+    pub fn log_probabilities(
+        &mut self,
+        values: &[f32],
+        prompts: &[&[u32]],
+        candidates: &[u32],
+    ) -> Result<Vec<Vec<f32>>> {
+        data::check_prompts(prompts, self.model.dimensions.vocabulary)?;
+        data::check_prompts(&[candidates], self.model.dimensions.vocabulary)?;
+        let layout = self.layout.clone();
+        let sizes: Vec<Size> =
+            prompts.iter().map(|prompt| Size { positions: prompt.len(), targets: 1 }).collect();
+        let parts = self.each(&sizes, |model, lane, indices| {
+            let packed = &Packed::prompts(indices.iter().map(|&i| prompts[i]));
+            let pass = Pass { model, layout: &layout, values, packed, recompute: true };
+            let rows = lane.worker.log_probabilities(pass, candidates);
+            let rows = rows.chunks_exact(candidates.len()).map(<[f32]>::to_vec);
+            indices.iter().copied().zip(rows).collect::<Vec<_>>()
+        });
+        let mut out = vec![Vec::new(); prompts.len()];
+        for (index, row) in parts.into_iter().flatten() {
+            out[index] = row;
+        }
+        Ok(out)
+    }
+
+    /// Runs `work` on packed batches that together hold every sequence once, given by their indices. Sequences are
+    /// shared out longest first, each to the worker with the least to do; a batch holds at most the settings' tokens.
+    /// Results come in a fixed order.
+    fn each<T: Send>(
+        &mut self,
+        sizes: &[Size],
+        work: impl Fn(&FrozenModel, &mut Lane, &[usize]) -> T + Sync,
+    ) -> Vec<T> {
+        let model = &*self.model;
+        let mut order: Vec<usize> = (0..sizes.len()).filter(|&i| sizes[i].positions > 0).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(sizes[i].cost(model)));
+        let mut shares = vec![(0, Vec::new()); self.lanes.len()];
+        for index in order {
             if let Some((load, share)) = shares.iter_mut().min_by_key(|(load, _)| *load) {
-                *load += cost;
-                share.push(example);
+                *load += sizes[index].cost(model);
+                share.push(index);
             }
         }
-        shares.into_iter().map(|(_, share)| pack(&share, self.settings.tokens)).collect()
+        let limit = self.settings.tokens;
+        let lanes = self.lanes.par_iter_mut().zip(&shares);
+        let results = lanes.map(|(lane, (_, share))| {
+            cut(share, sizes, limit).iter().map(|batch| work(model, lane, batch)).collect::<Vec<T>>()
+        });
+        results.collect::<Vec<_>>().into_iter().flatten().collect()
     }
 }
 
-/// Cuts sequences, in order, into packed batches of at most `limit` tokens.
-fn pack(examples: &[&Example], limit: usize) -> Vec<Packed> {
-    let mut batches: Vec<Vec<&Example>> = Vec::new();
-    let mut held = usize::MAX;
-    for &example in examples.iter().filter(|example| example.positions() > 0) {
-        held = held.saturating_add(example.positions());
+impl BatchLoss {
+    /// The size of a batch, its loss still unknown.
+    fn new(examples: &[&Example]) -> Self {
+        let weight = examples.iter().map(|example| example.weight()).sum();
+        Self { loss: 0.0, weight, tokens: examples.iter().map(|example| example.positions()).sum() }
+    }
+}
+
+/// What a sequence costs.
+struct Size {
+    positions: usize,
+    targets: usize,
+}
+
+impl Size {
+    /// Multiplications with frozen weights.
+    fn cost(&self, model: &FrozenModel) -> usize {
+        let d = &model.dimensions;
+        let block = d.hidden * (d.heads.width() + d.heads.query_width() + 3 * d.mlp);
+        self.positions * block * d.layers + self.targets * d.hidden * d.vocabulary
+    }
+}
+
+fn sizes(examples: &[&Example]) -> Vec<Size> {
+    examples.iter().map(|e| Size { positions: e.positions(), targets: e.targets() }).collect()
+}
+
+/// Cuts sequences, in order, into batches of at most `limit` tokens; a longer sequence is a batch of its own.
+fn cut(share: &[usize], sizes: &[Size], limit: usize) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut held = 0;
+    for &index in share {
+        held += sizes[index].positions;
         match batches.last_mut() {
-            Some(batch) if held <= limit => batch.push(example),
+            Some(batch) if held <= limit => batch.push(index),
             _ => {
-                batches.push(vec![example]);
-                held = example.positions();
+                held = sizes[index].positions;
+                batches.push(vec![index]);
             }
         }
     }
-    batches.into_iter().map(Packed::new).collect()
+    batches
 }

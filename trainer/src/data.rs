@@ -2,6 +2,10 @@
 
 use std::ops::Range;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
+use rand::seq::SliceRandom;
+
 use crate::error::{Result, TrainError};
 use crate::ops::loss::Target;
 
@@ -31,18 +35,26 @@ impl Example {
         self.weights.iter().skip(1).map(|&weight| f64::from(weight)).sum()
     }
 
+    /// Tokens whose prediction counts.
+    pub fn targets(&self) -> usize {
+        self.weights.iter().skip(1).filter(|&&weight| weight > 0.0).count()
+    }
+
     fn check(&self, vocabulary: usize) -> std::result::Result<(), String> {
-        let out_of_range = self.tokens.iter().find(|&&token| token as usize >= vocabulary);
         if self.tokens.len() != self.weights.len() {
             return Err(format!("{} tokens but {} weights", self.tokens.len(), self.weights.len()));
-        }
-        if let Some(token) = out_of_range {
-            return Err(format!("token {token} is not in the vocabulary of {vocabulary}"));
         }
         if self.weights.iter().any(|weight| !weight.is_finite() || *weight < 0.0) {
             return Err("a weight is negative or not a number".into());
         }
-        Ok(())
+        check_tokens(&self.tokens, vocabulary)
+    }
+}
+
+fn check_tokens(tokens: &[u32], vocabulary: usize) -> std::result::Result<(), String> {
+    match tokens.iter().find(|&&token| token as usize >= vocabulary) {
+        Some(token) => Err(format!("token {token} is not in the vocabulary of {vocabulary}")),
+        None => Ok(()),
     }
 }
 
@@ -55,6 +67,61 @@ pub fn check(examples: &[&Example], vocabulary: usize) -> Result<()> {
         example.check(vocabulary).map_err(|reason| TrainError::Example { index, reason })?;
     }
     Ok(())
+}
+
+/// Fails on the first prompt that is empty or holds a token outside the vocabulary.
+///
+/// # Errors
+/// As for [`check`].
+pub fn check_prompts(prompts: &[&[u32]], vocabulary: usize) -> Result<()> {
+    for (index, prompt) in prompts.iter().enumerate() {
+        let checked = match prompt {
+            [] => Err("it is empty".into()),
+            tokens => check_tokens(tokens, vocabulary),
+        };
+        checked.map_err(|reason| TrainError::Example { index, reason })?;
+    }
+    Ok(())
+}
+
+/// The order in which a run sees its examples: each once an epoch, shuffled anew for every epoch.
+///
+/// A step's batch follows from the seed and the step alone, so a resumed run needs no state of a generator. Batches
+/// mix lengths: packing pads nothing, so sorting by length would only make the order less random.
+#[derive(Clone, Debug)]
+pub struct Shuffle {
+    examples: usize,
+    batch: usize,
+    seed: u64,
+    epoch: usize,
+    order: Vec<usize>,
+}
+
+impl Shuffle {
+    /// The order for this many examples in batches of `batch`, both at least 1.
+    pub fn new(examples: usize, batch: usize, seed: u64) -> Self {
+        Self { examples, batch, seed, epoch: 0, order: Vec::new() }
+    }
+
+    /// Batches an epoch; the last one may be smaller.
+    pub fn steps_an_epoch(&self) -> usize {
+        self.examples.div_ceil(self.batch)
+    }
+
+    /// The examples of a step, counted from 0.
+    pub fn batch(&mut self, step: usize) -> &[usize] {
+        let (epoch, index) = (step / self.steps_an_epoch(), step % self.steps_an_epoch());
+        if self.order.is_empty() || epoch != self.epoch {
+            let mut seed = [0; 32];
+            seed[..8].copy_from_slice(&self.seed.to_le_bytes());
+            seed[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
+            self.order = (0..self.examples).collect();
+            self.order.shuffle(&mut StdRng::from_seed(seed));
+            self.epoch = epoch;
+        }
+        let start = index * self.batch;
+        &self.order[start..(start + self.batch).min(self.examples)]
+    }
 }
 
 /// Several sequences as one run of rows, each with its own positions and blind to the others.
@@ -86,5 +153,55 @@ impl Packed {
             }
         }
         packed
+    }
+
+    /// Packs prompts, of at least a token each, to look at what their last rows predict.
+    pub fn prompts<'a>(prompts: impl IntoIterator<Item = &'a [u32]>) -> Self {
+        let mut packed = Self::default();
+        for prompt in prompts {
+            let start = packed.tokens.len();
+            packed.tokens.extend_from_slice(prompt);
+            packed.segments.push(start..packed.tokens.len());
+            packed.rows.push(packed.tokens.len() - 1);
+        }
+        packed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_epoch_holds_every_example_once() {
+        let mut shuffle = Shuffle::new(10, 4, 3);
+        let mut epochs = Vec::new();
+        for epoch in 0..3 {
+            let steps = epoch * 3..(epoch + 1) * 3;
+            let seen: Vec<usize> = steps.flat_map(|step| shuffle.batch(step).to_vec()).collect();
+            let mut sorted = seen.clone();
+            sorted.sort_unstable();
+            assert_eq!(sorted, (0..10).collect::<Vec<_>>());
+            epochs.push(seen);
+        }
+        assert_ne!(epochs[0], epochs[1]);
+        // Any step, out of order, is what it was.
+        assert_eq!(Shuffle::new(10, 4, 3).batch(4), &epochs[1][4..8]);
+        assert_ne!(Shuffle::new(10, 4, 4).batch(0), &epochs[0][..4]);
+    }
+
+    #[test]
+    fn packing_keeps_sequences_apart() {
+        let mut first = Example::default();
+        first.extend(&[5, 6], 0.0);
+        first.extend(&[7], 2.0);
+        let second = Example { tokens: vec![8, 9], weights: vec![1.0, 0.5] };
+        let packed = Packed::new([&first, &Example::default(), &second]);
+        assert_eq!(packed.tokens, [5, 6, 8]);
+        assert_eq!(packed.segments, [0..2, 2..2, 2..3]);
+        assert_eq!(packed.rows, [1, 2]);
+        let target = |token, weight| Target { token, weight };
+        assert_eq!(packed.targets, [target(7, 2.0), target(9, 0.5)]);
+        assert_eq!((first.weight(), second.weight()), (2.0, 0.5));
     }
 }

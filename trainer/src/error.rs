@@ -54,6 +54,19 @@ pub enum TrainError {
         /// What is missing or different.
         reason: String,
     },
+    /// A line of a data file is wrong.
+    #[error("{path}, line {line}: {reason}")]
+    Data {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The base model's files are wrong.
+    #[error(transparent)]
+    Base(#[from] forethought_core::model::ModelError),
     /// A tensor operation failed.
     #[error(transparent)]
     Candle(#[from] candle_core::Error),

@@ -119,11 +119,6 @@ impl FrozenModel {
     }
 }
 
-/// Frequencies of the plain rotary embedding: `base^(-2i / head_dim)`.
-pub fn rope_frequencies(base: f32, head_dim: usize) -> Vec<f32> {
-    (0..head_dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f32 / head_dim as f32)).collect()
-}
-
 #[doc(hidden)]
 pub mod random {
     //! Models of random weights, for tests and benchmarks.
@@ -184,6 +179,11 @@ pub mod random {
         let embedding = Frozen::dense(values(rng, vocabulary * hidden, 0.0, 0.3), hidden);
         let norm = values(rng, hidden, 1.0, 0.2);
         FrozenModel { dimensions, head: embedding.clone(), embedding, blocks, norm }
+    }
+
+    /// `base^(-2i / head_dim)`.
+    fn rope_frequencies(base: f32, head_dim: usize) -> Vec<f32> {
+        (0..head_dim / 2).map(|i| 1.0 / base.powf(2.0 * i as f32 / head_dim as f32)).collect()
     }
 
     fn values(rng: &mut StdRng, len: usize, centre: f32, spread: f32) -> Vec<f32> {

@@ -14,7 +14,7 @@ pub struct Frozen {
 
 #[derive(Clone, Debug)]
 enum Values {
-    Dense(Arc<[f32]>),
+    Dense(Arc<Vec<f32>>),
 }
 
 impl Frozen {
@@ -22,10 +22,9 @@ impl Frozen {
     ///
     /// # Panics
     /// When it does not: loaders check shapes before.
-    pub fn dense(values: impl std::convert::Into<Arc<[f32]>>, inputs: usize) -> Self {
-        let values = values.into();
+    pub fn dense(values: Vec<f32>, inputs: usize) -> Self {
         assert_eq!(values.len() % inputs, 0, "rows of {inputs} can't hold {} values", values.len());
-        Self { outputs: values.len() / inputs, inputs, values: Values::Dense(values) }
+        Self { outputs: values.len() / inputs, inputs, values: Values::Dense(Arc::new(values)) }
     }
 
     /// Rows: what the layer puts out.
