@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::adapter::Layout;
-use crate::data::{self, Example, Packed};
+use crate::data::{self, Example, Packed, common_prefix};
 use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
 use crate::pass::{Pass, Worker};
@@ -41,7 +41,7 @@ pub struct BatchLoss {
     pub loss: f64,
     /// Sum of the weights.
     pub weight: f64,
-    /// Rows computed.
+    /// Tokens of its sequences, save each one's last, which is only predicted.
     pub tokens: usize,
 }
 
@@ -97,8 +97,8 @@ impl CpuEngine {
             lane.grads.clear();
             lane.grads.resize(layout.len, 0.0);
         }
-        let sums = self.each(&sizes(examples), |model, lane, indices| {
-            let packed = &Packed::new(indices.iter().map(|&i| examples[i]));
+        let sums = self.each(&work(examples), |model, lane, indices| {
+            let packed = &Packed::new(&pick(examples, indices));
             let pass = Pass { model, layout: &layout, values, packed, recompute };
             lane.worker.gradients(pass, scale, &mut lane.grads)
         });
@@ -119,8 +119,8 @@ impl CpuEngine {
     pub fn loss(&mut self, values: &[f32], examples: &[&Example]) -> Result<BatchLoss> {
         data::check(examples, self.model.dimensions.vocabulary)?;
         let layout = self.layout.clone();
-        let sums = self.each(&sizes(examples), |model, lane, indices| {
-            let packed = &Packed::new(indices.iter().map(|&i| examples[i]));
+        let sums = self.each(&work(examples), |model, lane, indices| {
+            let packed = &Packed::new(&pick(examples, indices));
             let nll = lane.worker.losses(Pass { model, layout: &layout, values, packed, recompute: true });
             let pairs = packed.targets.iter().zip(nll);
             pairs.map(|(target, nll)| f64::from(target.weight) * f64::from(nll)).sum::<f64>()
@@ -142,10 +142,9 @@ impl CpuEngine {
         data::check_prompts(prompts, self.model.dimensions.vocabulary)?;
         data::check_prompts(&[candidates], self.model.dimensions.vocabulary)?;
         let layout = self.layout.clone();
-        let sizes: Vec<Size> =
-            prompts.iter().map(|prompt| Size { positions: prompt.len(), targets: 1 }).collect();
-        let parts = self.each(&sizes, |model, lane, indices| {
-            let packed = &Packed::prompts(indices.iter().map(|&i| prompts[i]));
+        let work: Vec<Work> = prompts.iter().map(|prompt| Work { inputs: prompt, targets: 1 }).collect();
+        let parts = self.each(&work, |model, lane, indices| {
+            let packed = &Packed::prompts(&pick(prompts, indices));
             let pass = Pass { model, layout: &layout, values, packed, recompute: true };
             let rows = lane.worker.log_probabilities(pass, candidates);
             let rows = rows.chunks_exact(candidates.len()).map(<[f32]>::to_vec);
@@ -158,32 +157,50 @@ impl CpuEngine {
         Ok(out)
     }
 
-    /// Runs `work` on packed batches that together hold every sequence once, given by their indices. Sequences are
-    /// shared out longest first, each to the worker with the least to do; a batch holds at most the settings' tokens.
-    /// Results come in a fixed order.
+    /// Runs `run` on batches that together hold every sequence once, given by their indices; a batch holds at most the
+    /// settings' tokens, one longer sequence aside. Results come in a fixed order.
+    ///
+    /// Sequences with a long beginning in common stay together, since that is computed once a batch. Otherwise the
+    /// longest go first, each to the worker with the least to do.
     fn each<T: Send>(
         &mut self,
-        sizes: &[Size],
-        work: impl Fn(&FrozenModel, &mut Lane, &[usize]) -> T + Sync,
+        work: &[Work<'_>],
+        run: impl Fn(&FrozenModel, &mut Lane, &[usize]) -> T + Sync,
     ) -> Vec<T> {
         let model = &*self.model;
-        let mut order: Vec<usize> = (0..sizes.len()).filter(|&i| sizes[i].positions > 0).collect();
-        order.sort_by_key(|&i| std::cmp::Reverse(sizes[i].cost(model)));
+        let mut order: Vec<usize> = (0..work.len()).filter(|&i| !work[i].inputs.is_empty()).collect();
+        order.sort_by_key(|&i| work[i].inputs);
+        let shared = |a: usize, b: usize| common_prefix(work[a].inputs, work[b].inputs);
+        let by_all = order.windows(2).map(|pair| shared(pair[0], pair[1])).min().unwrap_or(0);
+        let cost = |group: &[usize]| {
+            let first = work[group[0]].cost(model, 0);
+            let rest = group.windows(2).map(|pair| work[pair[1]].cost(model, shared(pair[0], pair[1])));
+            first + rest.sum::<usize>()
+        };
+        let mut groups: Vec<(usize, &[usize])> = order
+            .chunk_by(|&a, &b| shared(a, b) >= by_all + TOGETHER)
+            .map(|group| (cost(group), group))
+            .collect();
+        groups.sort_by_key(|&(cost, _)| std::cmp::Reverse(cost));
         let mut shares = vec![(0, Vec::new()); self.lanes.len()];
-        for index in order {
+        for (cost, group) in groups {
             if let Some((load, share)) = shares.iter_mut().min_by_key(|(load, _)| *load) {
-                *load += sizes[index].cost(model);
-                share.push(index);
+                *load += cost;
+                share.extend_from_slice(group);
             }
         }
         let limit = self.settings.tokens;
-        let lanes = self.lanes.par_iter_mut().zip(&shares);
-        let results = lanes.map(|(lane, (_, share))| {
-            cut(share, sizes, limit).iter().map(|batch| work(model, lane, batch)).collect::<Vec<T>>()
+        let lanes = self.lanes.par_iter_mut().zip(shares);
+        let results = lanes.map(|(lane, (_, mut share))| {
+            share.sort_by_key(|&i| work[i].inputs);
+            cut(&share, work, limit).into_iter().map(|batch| run(model, lane, batch)).collect::<Vec<T>>()
         });
         results.collect::<Vec<_>>().into_iter().flatten().collect()
     }
 }
+
+/// Tokens in common, beyond what all sequences of a batch have in common, that make two sequences stay together.
+const TOGETHER: usize = 16;
 
 impl BatchLoss {
     /// The size of a batch, its loss still unknown.
@@ -193,38 +210,42 @@ impl BatchLoss {
     }
 }
 
-/// What a sequence costs.
-struct Size {
-    positions: usize,
+/// A sequence to be computed.
+struct Work<'a> {
+    inputs: &'a [u32],
     targets: usize,
 }
 
-impl Size {
-    /// Multiplications with frozen weights.
-    fn cost(&self, model: &FrozenModel) -> usize {
+impl Work<'_> {
+    /// Multiplications with frozen weights, where the first `shared` tokens are computed already.
+    fn cost(&self, model: &FrozenModel, shared: usize) -> usize {
         let d = &model.dimensions;
         let block = d.hidden * (d.heads.width() + d.heads.query_width() + 3 * d.mlp);
-        self.positions * block * d.layers + self.targets * d.hidden * d.vocabulary
+        (self.inputs.len() - shared) * block * d.layers + self.targets * d.hidden * d.vocabulary
     }
 }
 
-fn sizes(examples: &[&Example]) -> Vec<Size> {
-    examples.iter().map(|e| Size { positions: e.positions(), targets: e.targets() }).collect()
+fn work<'a>(examples: &[&'a Example]) -> Vec<Work<'a>> {
+    let work = |e: &&'a Example| Work { inputs: &e.tokens[..e.positions()], targets: e.targets() };
+    examples.iter().map(work).collect()
 }
 
-/// Cuts sequences, in order, into batches of at most `limit` tokens; a longer sequence is a batch of its own.
-fn cut(share: &[usize], sizes: &[Size], limit: usize) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut held = 0;
-    for &index in share {
-        held += sizes[index].positions;
-        match batches.last_mut() {
-            Some(batch) if held <= limit => batch.push(index),
-            _ => {
-                held = sizes[index].positions;
-                batches.push(vec![index]);
-            }
+fn pick<'a, T: ?Sized>(items: &[&'a T], indices: &[usize]) -> Vec<&'a T> {
+    indices.iter().map(|&i| items[i]).collect()
+}
+
+/// Cuts sorted sequences into batches that compute at most `limit` tokens; a longer sequence is a batch of its own.
+fn cut<'a>(share: &'a [usize], work: &[Work<'_>], limit: usize) -> Vec<&'a [usize]> {
+    let (mut batches, mut start, mut held) = (Vec::new(), 0, 0);
+    for (at, &index) in share.iter().enumerate() {
+        let inputs = work[index].inputs;
+        let shared = if at == start { 0 } else { common_prefix(inputs, work[share[at - 1]].inputs) };
+        held += inputs.len() - shared;
+        if at > start && held > limit {
+            batches.push(&share[start..at]);
+            (start, held) = (at, inputs.len());
         }
     }
+    batches.extend((start < share.len()).then(|| &share[start..]));
     batches
 }

@@ -7,6 +7,7 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 
 use crate::error::{Result, TrainError};
+use crate::ops::attention::Segment;
 use crate::ops::loss::Target;
 
 /// A sequence to learn from.
@@ -124,30 +125,35 @@ impl Shuffle {
     }
 }
 
-/// Several sequences as one run of rows, each with its own positions and blind to the others.
+/// Several sequences as one run of rows, without padding, and without computing twice what they have in common.
+///
+/// Sequences that begin alike (with the same system prompt, or the same prompt answered in two forms) share the rows of
+/// that beginning: what follows sees them as its own past. Values and gradients are those of separate sequences.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Packed {
     /// Input tokens, a row each.
     pub tokens: Vec<u32>,
-    /// The rows of each sequence.
-    pub segments: Vec<Range<usize>>,
-    /// Rows whose prediction counts.
+    /// The stretches of rows, each after those that it sees.
+    pub segments: Vec<Segment>,
+    /// Rows whose prediction counts; one shared by several sequences may come several times.
     pub rows: Vec<usize>,
     /// What these rows should predict.
     pub targets: Vec<Target>,
 }
 
+/// Fewest tokens worth sharing: every segment costs calls.
+const SHARED: usize = 16;
+
 impl Packed {
-    /// Packs examples one after another; those with nothing to compute take no rows.
-    pub fn new<'a>(examples: impl IntoIterator<Item = &'a Example>) -> Self {
-        let mut packed = Self::default();
-        for example in examples {
-            let start = packed.tokens.len();
-            packed.tokens.extend_from_slice(&example.tokens[..example.positions()]);
-            packed.segments.push(start..packed.tokens.len());
-            for (i, (&token, &weight)) in example.tokens.iter().zip(&example.weights).enumerate().skip(1) {
+    /// Packs examples; those with nothing to compute take no rows.
+    pub fn new(examples: &[&Example]) -> Self {
+        let inputs: Vec<&[u32]> = examples.iter().map(|e| &e.tokens[..e.positions()]).collect();
+        let (mut packed, rows) = Self::share(&inputs);
+        for (example, rows) in examples.iter().zip(rows) {
+            let predicted = example.tokens.iter().zip(&example.weights).skip(1);
+            for (row, (&token, &weight)) in rows.zip(predicted) {
                 if weight > 0.0 {
-                    packed.rows.push(start + i - 1);
+                    packed.rows.push(row);
                     packed.targets.push(Target { token, weight });
                 }
             }
@@ -155,17 +161,57 @@ impl Packed {
         packed
     }
 
-    /// Packs prompts, of at least a token each, to look at what their last rows predict.
-    pub fn prompts<'a>(prompts: impl IntoIterator<Item = &'a [u32]>) -> Self {
-        let mut packed = Self::default();
-        for prompt in prompts {
-            let start = packed.tokens.len();
-            packed.tokens.extend_from_slice(prompt);
-            packed.segments.push(start..packed.tokens.len());
-            packed.rows.push(packed.tokens.len() - 1);
-        }
+    /// Packs prompts to look at what their last rows predict; `rows` are in the prompts' order. None may be empty.
+    pub fn prompts(prompts: &[&[u32]]) -> Self {
+        let (mut packed, rows) = Self::share(prompts);
+        packed.rows = rows.filter_map(Iterator::last).collect();
         packed
     }
+
+    /// The rows of all sequences, and for each sequence, in order, which are its own.
+    fn share(inputs: &[&[u32]]) -> (Self, impl Iterator<Item = impl Iterator<Item = usize>>) {
+        let mut packed = Self::default();
+        let mut order: Vec<usize> = (0..inputs.len()).collect();
+        order.sort_by_key(|&i| inputs[i]);
+        let mut paths = vec![Vec::new(); inputs.len()];
+        packed.branch(inputs, &order, 0, &[], &mut paths);
+        (packed, paths.into_iter().map(|path: Vec<Range<usize>>| path.into_iter().flatten()))
+    }
+
+    /// Appends what the sequences of `order`, sorted and equal up to `depth`, hold beyond it.
+    fn branch(
+        &mut self,
+        inputs: &[&[u32]],
+        order: &[usize],
+        depth: usize,
+        past: &[Range<usize>],
+        paths: &mut [Vec<Range<usize>>],
+    ) {
+        let ended = order.iter().take_while(|&&i| inputs[i].len() == depth).count();
+        for group in order[ended..].chunk_by(|&a, &b| inputs[a][depth] == inputs[b][depth]) {
+            let first = inputs[group[0]];
+            // Sorted, so that what the first and the last share, all share.
+            let shared = common_prefix(first, inputs[group[group.len() - 1]]);
+            let alone = group.len() == 1 || shared - depth < SHARED;
+            for group in group.chunks(if alone { 1 } else { group.len() }) {
+                let end = if alone { inputs[group[0]].len() } else { shared };
+                let start = self.tokens.len();
+                self.tokens.extend_from_slice(&inputs[group[0]][depth..end]);
+                let rows = start..self.tokens.len();
+                self.segments.push(Segment { rows: rows.clone(), position: depth, past: past.to_vec() });
+                group.iter().for_each(|&i| paths[i].push(rows.clone()));
+                if !alone {
+                    let past: Vec<_> = past.iter().cloned().chain([rows]).collect();
+                    self.branch(inputs, group, end, &past, paths);
+                }
+            }
+        }
+    }
+}
+
+/// How many tokens two sequences have in common at their beginning.
+pub(crate) fn common_prefix(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
@@ -196,12 +242,35 @@ mod tests {
         first.extend(&[5, 6], 0.0);
         first.extend(&[7], 2.0);
         let second = Example { tokens: vec![8, 9], weights: vec![1.0, 0.5] };
-        let packed = Packed::new([&first, &Example::default(), &second]);
+        let packed = Packed::new(&[&second, &Example::default(), &first]);
         assert_eq!(packed.tokens, [5, 6, 8]);
-        assert_eq!(packed.segments, [0..2, 2..2, 2..3]);
-        assert_eq!(packed.rows, [1, 2]);
+        let rows: Vec<_> = packed.segments.iter().map(|segment| segment.rows.clone()).collect();
+        assert_eq!(rows, [0..2, 2..3]);
+        assert_eq!(packed.rows, [2, 1]);
         let target = |token, weight| Target { token, weight };
-        assert_eq!(packed.targets, [target(7, 2.0), target(9, 0.5)]);
+        assert_eq!(packed.targets, [target(9, 0.5), target(7, 2.0)]);
         assert_eq!((first.weight(), second.weight()), (2.0, 0.5));
+    }
+
+    #[test]
+    fn equal_beginnings_are_shared() {
+        let sequence = |common: u32, own: u32, len: u32| -> Vec<u32> {
+            (0..20)
+                .chain((0..20).map(|i| 100 * common + i))
+                .chain((0..len).map(|i| 10_000 * own + i))
+                .collect()
+        };
+        let sequences = [sequence(1, 1, 5), sequence(2, 2, 6), sequence(1, 3, 7), sequence(1, 1, 5)];
+        let prompts: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
+        let packed = Packed::prompts(&prompts);
+        // 20 shared by all, 20 by the first kind, 5 by two that are equal, 7; 26 of the second kind.
+        assert_eq!(packed.tokens.len(), 20 + 20 + 5 + 5 + 7 + 26);
+        for (prompt, &row) in prompts.iter().zip(&packed.rows) {
+            let segment = packed.segments.iter().find(|segment| segment.rows.contains(&row)).unwrap();
+            let seen = segment.past.iter().cloned().chain([segment.rows.clone()]).flatten();
+            assert_eq!(seen.map(|row| packed.tokens[row]).collect::<Vec<_>>(), *prompt);
+            let past: usize = segment.past.iter().map(ExactSizeIterator::len).sum();
+            assert_eq!(segment.position, past);
+        }
     }
 }

@@ -10,6 +10,7 @@
 use crate::adapter::Layout;
 use crate::data::Packed;
 use crate::model::{FrozenModel, QkNorm};
+use crate::ops::attention::Segment;
 use crate::ops::matmul::Into;
 use crate::ops::rope::{RopeTable, Turn};
 use crate::ops::{attention, linear, loss, norm, swiglu};
@@ -104,7 +105,7 @@ impl Worker {
 
     fn forward(&mut self, pass: Pass<'_>) {
         let Pass { model, packed, .. } = pass;
-        let longest = packed.segments.iter().map(|segment| segment.len()).max().unwrap_or(0);
+        let longest = packed.segments.iter().map(Segment::end).max().unwrap_or(0);
         self.rope.reserve(longest);
         let blocks = model.blocks.len();
         self.streams.resize_with(blocks + 1, Vec::new);

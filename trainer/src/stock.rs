@@ -1,6 +1,6 @@
 //! The same training step out of stock candle operations and candle's autograd: any device, no hand-written gradient.
 //!
-//! It is the test oracle of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is
+//! Sequences share nothing here. It is the test oracle of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is
 //! the identity that keeps candle from computing the gradients of frozen weights.
 
 use candle_core::backend::BackendStorage;
@@ -9,7 +9,7 @@ use candle_core::{
 };
 
 use crate::adapter::Layout;
-use crate::data::Packed;
+use crate::data::Example;
 use crate::error::Result;
 use crate::model::{Dimensions, FrozenModel};
 use crate::ops::linear::{Linear, LoraSlots};
@@ -92,12 +92,12 @@ impl StockModel {
         &self,
         layout: &Layout,
         values: &[f32],
-        packed: &Packed,
+        examples: &[&Example],
         scale: f32,
         grads: &mut [f32],
     ) -> Result<f64> {
         let values = Var::from_slice(values, values.len(), &self.device)?;
-        let loss = self.weighted_nll(layout, values.as_tensor(), packed)?;
+        let loss = self.weighted_nll(layout, values.as_tensor(), examples)?;
         let store = (&loss * f64::from(scale))?.backward()?;
         if let Some(gradient) = store.get(&values) {
             let gradient: Vec<f32> = gradient.to_vec1()?;
@@ -107,40 +107,51 @@ impl StockModel {
     }
 
     /// `sum of weight * nll` over the batch, as a scalar with its graph.
-    fn weighted_nll(&self, layout: &Layout, values: &Tensor, packed: &Packed) -> Result<Tensor> {
-        let tokens = Tensor::new(packed.tokens.as_slice(), &self.device)?;
+    fn weighted_nll(&self, layout: &Layout, values: &Tensor, examples: &[&Example]) -> Result<Tensor> {
+        let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
+        let (mut rows, mut wanted, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+        for example in examples {
+            let predicted = example.tokens.iter().zip(&example.weights).skip(1);
+            for (row, (&token, &weight)) in (tokens.len() as u32..).zip(predicted) {
+                rows.push(row);
+                wanted.push(token);
+                weights.push(weight);
+            }
+            tokens.extend_from_slice(&example.tokens[..example.positions()]);
+            lengths.push(example.positions());
+        }
+        let tokens = Tensor::new(tokens, &self.device)?;
         let mut x = self.embedding.index_select(&tokens, 0)?;
         for (block, slots) in self.blocks.iter().zip(&layout.blocks) {
             let eps = self.dimensions.norm_eps;
             let lora = |layer: &StockLinear, slots: &LoraSlots, x: &Tensor| linear(layer, slots, values, x);
             let qkv = lora(&block.qkv, &slots.qkv, &norm(&x, &block.attention_norm, eps)?)?;
-            let attention = self.attention(block, &qkv, packed)?;
+            let attention = self.attention(block, &qkv, &lengths)?;
             x = (x + lora(&block.output, &slots.output, &attention)?)?;
             let gate_up = lora(&block.gate_up, &slots.gate_up, &norm(&x, &block.mlp_norm, eps)?)?;
             let mlp = self.dimensions.mlp;
             let activation = (gate_up.narrow(1, 0, mlp)?.silu()? * gate_up.narrow(1, mlp, mlp)?)?;
             x = (x + lora(&block.down, &slots.down, &activation)?)?;
         }
-        let rows: Vec<u32> = packed.rows.iter().map(|&row| row as u32).collect();
-        let x = x.index_select(&Tensor::new(rows.as_slice(), &self.device)?, 0)?;
+        let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
         let logits = frozen_matmul(&norm(&x, &self.norm, self.dimensions.norm_eps)?, &self.head)?;
         let shift = logits.max_keepdim(D::Minus1)?.detach();
         let lse =
             (logits.broadcast_sub(&shift)?.exp()?.sum_keepdim(D::Minus1)?.log()? + shift)?.squeeze(1)?;
-        let wanted: Vec<u32> = packed.targets.iter().map(|target| target.token).collect();
-        let wanted = Tensor::new(wanted.as_slice(), &self.device)?.unsqueeze(1)?;
+        let wanted = Tensor::new(wanted, &self.device)?.unsqueeze(1)?;
         let nll = (lse - logits.gather(&wanted, 1)?.squeeze(1)?)?;
-        let weights: Vec<f32> = packed.targets.iter().map(|target| target.weight).collect();
-        Ok((nll * Tensor::new(weights.as_slice(), &self.device)?)?.sum_all()?)
+        Ok((nll * Tensor::new(weights, &self.device)?)?.sum_all()?)
     }
 
     /// Attention of a block, one sequence at a time: `[T, width]` to `[T, query_width]`.
-    fn attention(&self, block: &StockBlock, qkv: &Tensor, packed: &Packed) -> Result<Tensor> {
+    fn attention(&self, block: &StockBlock, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
         let Dimensions { heads, norm_eps, .. } = self.dimensions;
         let groups = heads.query / heads.key_value;
         let mut outputs = Vec::new();
-        for segment in &packed.segments {
-            let rows = qkv.narrow(0, segment.start, segment.len())?;
+        let mut start = 0;
+        for &len in lengths.iter().filter(|&&len| len > 0) {
+            let rows = qkv.narrow(0, start, len)?;
+            start += len;
             let split = |start: usize, count: usize| {
                 rows.narrow(1, start * heads.dim, count * heads.dim)?.reshape(((), count, heads.dim))
             };
@@ -159,7 +170,6 @@ impl StockModel {
             let k = repeat(&self.rope(&k)?.transpose(0, 1)?.contiguous()?)?;
             let v = repeat(&v.transpose(0, 1)?.contiguous()?)?;
             let scores = (q.matmul(&k.t()?)? / (heads.dim as f64).sqrt())?;
-            let len = segment.len();
             let mask: Vec<f32> =
                 (0..len * len).map(|i| if i % len > i / len { f32::NEG_INFINITY } else { 0.0 }).collect();
             let scores = scores.broadcast_add(&Tensor::from_vec(mask, (len, len), &self.device)?)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use candle_core::Device;
 use forethought_trainer::adapter::{Layout, LoraConfig, Projection};
 use forethought_trainer::cpu::{CpuEngine, CpuSettings};
-use forethought_trainer::data::{Example, Packed};
+use forethought_trainer::data::Example;
 use forethought_trainer::model::{Dimensions, FrozenModel, random};
 use forethought_trainer::stock::StockModel;
 use rand::rngs::StdRng;
@@ -47,8 +47,8 @@ fn stock(model: &FrozenModel, layout: &Layout, values: &[f32], examples: &[Examp
     let oracle = StockModel::new(model, &Device::Cpu).unwrap();
     let weight: f64 = examples.iter().map(Example::weight).sum();
     let mut grads = vec![0.0; layout.len];
-    let packed = Packed::new(examples);
-    let sum = oracle.gradients(layout, values, &packed, (1.0 / weight) as f32, &mut grads).unwrap();
+    let examples: Vec<&Example> = examples.iter().collect();
+    let sum = oracle.gradients(layout, values, &examples, (1.0 / weight) as f32, &mut grads).unwrap();
     (sum / weight, grads)
 }
 
@@ -95,6 +95,36 @@ fn long_sequences_cross_attention_blocks() {
     let oracle = stock(&model, &layout, &values, &examples);
     let settings = CpuSettings { workers: 2, tokens: 512, recompute: false };
     agree("long", &layout, &step(&model, &layout, &values, &examples, settings), &oracle);
+}
+
+#[test]
+fn shared_beginnings_change_nothing() {
+    let model = Arc::new(random::model(Dimensions::tiny(), true, 18));
+    let layout = Layout::new(&model.dimensions, &LoraConfig { rank: 3, ..LoraConfig::default() });
+    let values = adapter(&layout, 19);
+    // One system prompt, longer than a block of queries; two conversations; two forms of each, one with a loss on
+    // what is shared.
+    let mut prompt = examples(&[150], 53, 20).remove(0);
+    prompt.weights.fill(0.0);
+    let mut all = Vec::new();
+    for conversation in examples(&[40, 25], 53, 21) {
+        for form in examples(&[30, 12], 53, 22) {
+            let mut example = prompt.clone();
+            example.extend(&conversation.tokens, 0.7);
+            example.extend(&form.tokens, 1.0);
+            all.push(example);
+        }
+    }
+    let oracle = stock(&model, &layout, &values, &all);
+    for (workers, tokens) in [(1, 4096), (2, 4096), (1, 200), (3, 1)] {
+        let settings = CpuSettings { workers, tokens, recompute: false };
+        agree(
+            &format!("{settings:?}"),
+            &layout,
+            &step(&model, &layout, &values, &all, settings.clone()),
+            &oracle,
+        );
+    }
 }
 
 #[test]

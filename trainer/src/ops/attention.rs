@@ -1,4 +1,4 @@
-//! Causal attention with grouped heads over packed sequences.
+//! Causal attention with grouped heads over packed sequences that may share their beginnings.
 //!
 //! Queries, keys and values come side by side in one matrix, already turned by [`rope`](super::rope). Only the
 //! log-sum-exp of each row of scores is kept for the backward pass, which computes the scores again, as
@@ -52,48 +52,90 @@ impl Heads {
     }
 }
 
-/// The blocks of queries of a segment, and the keys each may see: all up to its last query.
-fn blocks(segment: &Range<usize>) -> impl Iterator<Item = (Range<usize>, Range<usize>)> {
-    let segment = segment.clone();
-    segment.clone().step_by(BLOCK).map(move |start| {
-        let end = (start + BLOCK).min(segment.end);
-        (start..end, segment.start..end)
-    })
+/// A stretch of rows: a sequence, or what follows a beginning that several sequences share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its rows.
+    pub rows: Range<usize>,
+    /// Position of its first row in its sequences.
+    pub position: usize,
+    /// Rows that all of its rows see besides those before them in the segment.
+    pub past: Vec<Range<usize>>,
+}
+
+impl Segment {
+    /// Positions of its sequences up to its end.
+    pub fn end(&self) -> usize {
+        self.position + self.rows.len()
+    }
+
+    /// Its blocks of queries.
+    fn blocks(&self) -> impl Iterator<Item = Block> {
+        let starts = self.rows.clone().step_by(BLOCK);
+        starts.map(|start| {
+            let end = (start + BLOCK).min(self.rows.end);
+            let mut keys = Vec::with_capacity(self.past.len() + 1);
+            let mut column = 0;
+            for rows in self.past.iter().cloned().chain([self.rows.start..end]) {
+                let columns = column..column + rows.len();
+                column = columns.end;
+                keys.push((columns, rows));
+            }
+            Block { queries: start..end, keys, width: column, first: column - (end - start) + 1 }
+        })
+    }
+}
+
+/// Queries whose scores are computed together.
+struct Block {
+    /// Their rows.
+    queries: Range<usize>,
+    /// Columns of the scores, and the rows of the keys that they belong to.
+    keys: Vec<(Range<usize>, Range<usize>)>,
+    /// Columns of the scores.
+    width: usize,
+    /// Keys that the first query sees; each further one sees one more.
+    first: usize,
 }
 
 /// Writes the attention's result to `out` `[T, query_width]` and each row's log-sum-exp to `lse` `[T, query]`.
 ///
-/// `qkv` is `[T, width]`; no token sees one of another segment. `scratch` may hold anything.
+/// `qkv` is `[T, width]`; a row sees those before it in its segment, and the segment's past. `scratch` may hold
+/// anything.
 pub fn forward(
     heads: Heads,
-    segments: &[Range<usize>],
+    segments: &[Segment],
     qkv: &[f32],
     out: &mut [f32],
     lse: &mut [f32],
     scratch: &mut Vec<f32>,
 ) {
-    for segment in segments {
+    for block in segments.iter().flat_map(Segment::blocks) {
+        let Block { queries, keys, width, first } = &block;
         for head in 0..heads.query {
             let [q, k, v] = heads.columns(head).map(|columns| Mat::new(qkv, heads.width()).columns(columns));
-            for (queries, keys) in blocks(segment) {
-                let scores = sized(scratch, queries.len() * keys.len());
-                let width = keys.len();
-                let (query, key) = (q.rows(queries.clone()), k.rows(keys.clone()));
-                matmul(MatMut::new(scores, width), Into::Replace, heads.scale(), query, key.t());
-                vectorised(|| {
-                    for (row, token) in scores.chunks_exact_mut(width).zip(queries.clone()) {
-                        let (seen, unseen) = row.split_at_mut(token - segment.start + 1);
-                        let shift = max(seen);
-                        let total = exp_sum(seen, shift);
-                        let scale = 1.0 / total;
-                        seen.iter_mut().for_each(|p| *p *= scale);
-                        unseen.fill(0.0);
-                        lse[token * heads.query + head] = shift + total.ln();
-                    }
-                });
-                let columns = head * heads.dim..(head + 1) * heads.dim;
-                let out = MatMut::new(out, heads.query_width()).rows(queries).columns(columns);
-                matmul(out, Into::Replace, 1.0, Mat::new(scores, width), v.rows(keys));
+            let scores = sized(scratch, queries.len() * width);
+            for (columns, rows) in keys {
+                let scores = MatMut::new(scores, *width).columns(columns.clone());
+                let (query, key) = (q.rows(queries.clone()), k.rows(rows.clone()));
+                matmul(scores, Into::Replace, heads.scale(), query, key.t());
+            }
+            vectorised(|| {
+                for (i, (row, token)) in scores.chunks_exact_mut(*width).zip(queries.clone()).enumerate() {
+                    let (seen, unseen) = row.split_at_mut(first + i);
+                    let shift = max(seen);
+                    let total = exp_sum(seen, shift);
+                    let scale = 1.0 / total;
+                    seen.iter_mut().for_each(|p| *p *= scale);
+                    unseen.fill(0.0);
+                    lse[token * heads.query + head] = shift + total.ln();
+                }
+            });
+            for (i, (columns, rows)) in keys.iter().enumerate() {
+                let into = if i == 0 { Into::Replace } else { Into::Add };
+                let out = MatMut::new(out, heads.query_width()).rows(queries.clone());
+                let weights = Mat::new(scores, *width).columns(columns.clone());
+                matmul(out.columns(heads.columns(head)[0].clone()), into, 1.0, weights, v.rows(rows.clone()));
             }
         }
     }
@@ -102,55 +144,56 @@ pub fn forward(
 /// Writes the gradient of `qkv` to `d_qkv`, given what [`forward`] read and wrote and the gradient of its result.
 pub fn backward(
     heads: Heads,
-    segments: &[Range<usize>],
+    segments: &[Segment],
     qkv: &[f32],
     (out, lse): (&[f32], &[f32]),
     d_out: &[f32],
     d_qkv: &mut [f32],
     scratch: &mut Vec<f32>,
 ) {
-    let (width, out_width) = (heads.width(), heads.query_width());
+    let out_width = heads.query_width();
     d_qkv.fill(0.0);
-    for segment in segments {
+    for block in segments.iter().flat_map(Segment::blocks) {
+        let Block { queries, keys, width, first } = &block;
         for head in 0..heads.query {
-            let columns = heads.columns(head);
-            let [q, k, v] = columns.clone().map(|columns| Mat::new(qkv, width).columns(columns));
-            let out_columns = head * heads.dim..(head + 1) * heads.dim;
-            let d_result = Mat::new(d_out, out_width).columns(out_columns.clone());
-            for (queries, keys) in blocks(segment) {
-                let count = keys.len();
-                let (p, d_p) = sized(scratch, 2 * queries.len() * count).split_at_mut(queries.len() * count);
-                let (query, key, value) =
-                    (q.rows(queries.clone()), k.rows(keys.clone()), v.rows(keys.clone()));
-                let d_result = d_result.rows(queries.clone());
-                matmul(MatMut::new(p, count), Into::Replace, heads.scale(), query, key.t());
-                matmul(MatMut::new(d_p, count), Into::Replace, 1.0, d_result, value.t());
-                vectorised(|| {
-                    for ((p, d_p), token) in
-                        p.chunks_exact_mut(count).zip(d_p.chunks_exact_mut(count)).zip(queries.clone())
-                    {
-                        let shift = lse[token * heads.query + head];
-                        let row = token * out_width + out_columns.start..token * out_width + out_columns.end;
-                        let mean = sum(&out[row.clone()], &d_out[row], |o, d| o * d);
-                        let (seen, unseen) = p.split_at_mut(token - segment.start + 1);
-                        let (d_seen, d_unseen) = d_p.split_at_mut(seen.len());
-                        for (p, d) in seen.iter_mut().zip(d_seen) {
-                            *p = exp(*p - shift);
-                            *d = *p * (*d - mean);
-                        }
-                        unseen.fill(0.0);
-                        d_unseen.fill(0.0);
+            let [q_columns, k_columns, v_columns] = heads.columns(head);
+            let view = |columns: &Range<usize>| Mat::new(qkv, heads.width()).columns(columns.clone());
+            let (query, k, v) = (view(&q_columns).rows(queries.clone()), view(&k_columns), view(&v_columns));
+            // A query head's columns are those of its result.
+            let d_result = Mat::new(d_out, out_width).columns(q_columns.clone()).rows(queries.clone());
+            let (p, d_p) = sized(scratch, 2 * queries.len() * width).split_at_mut(queries.len() * width);
+            for (columns, rows) in keys {
+                let scores = MatMut::new(p, *width).columns(columns.clone());
+                matmul(scores, Into::Replace, heads.scale(), query, k.rows(rows.clone()).t());
+                let d_weights = MatMut::new(d_p, *width).columns(columns.clone());
+                matmul(d_weights, Into::Replace, 1.0, d_result, v.rows(rows.clone()).t());
+            }
+            vectorised(|| {
+                let rows = p.chunks_exact_mut(*width).zip(d_p.chunks_exact_mut(*width));
+                for (i, ((p, d_p), token)) in rows.zip(queries.clone()).enumerate() {
+                    let shift = lse[token * heads.query + head];
+                    let row = token * out_width + q_columns.start..token * out_width + q_columns.end;
+                    let mean = sum(&out[row.clone()], &d_out[row], |o, d| o * d);
+                    let (seen, unseen) = p.split_at_mut(first + i);
+                    let (d_seen, d_unseen) = d_p.split_at_mut(first + i);
+                    for (p, d) in seen.iter_mut().zip(d_seen) {
+                        *p = exp(*p - shift);
+                        *d = *p * (*d - mean);
                     }
-                });
-                let (p, d_scores) = (Mat::new(p, count), Mat::new(d_p, count));
-                let [d_q, d_k, d_v] = columns.clone();
-                let mut target = |rows: &Range<usize>, columns: Range<usize>, scale, lhs, rhs| {
-                    let dst = MatMut::new(d_qkv, width).rows(rows.clone()).columns(columns);
+                    unseen.fill(0.0);
+                    d_unseen.fill(0.0);
+                }
+            });
+            for (columns, rows) in keys {
+                let p = Mat::new(p, *width).columns(columns.clone());
+                let d_scores = Mat::new(d_p, *width).columns(columns.clone());
+                let mut add = |rows: &Range<usize>, columns: &Range<usize>, scale, lhs, rhs| {
+                    let dst = MatMut::new(d_qkv, heads.width()).rows(rows.clone()).columns(columns.clone());
                     matmul(dst, Into::Add, scale, lhs, rhs);
                 };
-                target(&queries, d_q, heads.scale(), d_scores, key);
-                target(&keys, d_k, heads.scale(), d_scores.t(), query);
-                target(&keys, d_v, 1.0, p.t(), d_result);
+                add(queries, &q_columns, heads.scale(), d_scores, k.rows(rows.clone()));
+                add(rows, &k_columns, heads.scale(), d_scores.t(), query);
+                add(rows, &v_columns, 1.0, p.t(), d_result);
             }
         }
     }

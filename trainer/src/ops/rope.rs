@@ -1,8 +1,7 @@
 //! Rotary position embedding, in the layout of Hugging Face's Llama and Qwen: value `i` of a head is rotated together
 //! with value `i + head_dim / 2`. It is a rotation, so its gradient is the rotation back.
 
-use std::ops::Range;
-
+use super::attention::Segment;
 use super::simd::vectorised;
 
 /// Cosines and sines of every position up to a limit that grows.
@@ -44,21 +43,19 @@ impl RopeTable {
         self.cos.len() / self.frequencies.len()
     }
 
-    /// Turns the heads in columns `0..columns` of `x`, whose rows hold `width` values. Positions count from the
-    /// start of each segment.
+    /// Turns the heads in columns `0..columns` of `x`, whose rows hold `width` values.
     ///
     /// # Panics
-    /// When a segment is longer than the table.
-    pub fn apply(&self, x: &mut [f32], width: usize, columns: usize, segments: &[Range<usize>], turn: Turn) {
+    /// When a segment goes beyond the table.
+    pub fn apply(&self, x: &mut [f32], width: usize, columns: usize, segments: &[Segment], turn: Turn) {
         let half = self.frequencies.len();
-        let fits = |segment: &Range<usize>| segment.len() <= self.positions();
-        assert!(segments.iter().all(fits), "a segment is longer than the rope table");
+        let fits = |segment: &Segment| segment.end() <= self.positions();
+        assert!(segments.iter().all(fits), "a segment goes beyond the rope table");
         vectorised(|| {
             for segment in segments {
-                let rows = x[segment.start * width..segment.end * width].chunks_exact_mut(width);
-                for (row, (cos, sin)) in
-                    rows.zip(self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half)))
-                {
+                let rows = x[segment.rows.start * width..segment.rows.end * width].chunks_exact_mut(width);
+                let (cos, sin) = (&self.cos[segment.position * half..], &self.sin[segment.position * half..]);
+                for (row, (cos, sin)) in rows.zip(cos.chunks_exact(half).zip(sin.chunks_exact(half))) {
                     for head in row[..columns].chunks_exact_mut(2 * half) {
                         let (a, b) = head.split_at_mut(half);
                         for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
