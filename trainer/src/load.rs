@@ -7,7 +7,7 @@ use crate::error::Result;
 use crate::model::{Dimensions, FrozenBlock, FrozenModel, QkNorm};
 use crate::ops::attention::Heads;
 use crate::ops::linear::Linear;
-use crate::ops::weight::Frozen;
+use crate::ops::weight::{Frozen, Precision};
 
 impl From<&ModelConfig> for Dimensions {
     fn from(config: &ModelConfig) -> Self {
@@ -24,15 +24,15 @@ impl From<&ModelConfig> for Dimensions {
 }
 
 impl FrozenModel {
-    /// Reads all weights, in f32.
+    /// Reads all weights and holds the matrices in `precision`; norms and biases stay f32.
     ///
     /// # Errors
     /// When a tensor is missing, damaged or of another shape than the model's configuration says.
-    pub fn load(checkpoint: &Checkpoint) -> Result<Self> {
+    pub fn load(checkpoint: &Checkpoint, precision: Precision) -> Result<Self> {
         let dimensions = Dimensions::from(checkpoint.config());
         let Dimensions { hidden, heads, mlp, vocabulary, .. } = dimensions;
         let (q, kv) = (heads.query_width(), heads.key_width());
-        let files = Files { checkpoint };
+        let files = Files { checkpoint, precision };
         let block = |index: usize| -> Result<FrozenBlock> {
             let name = |part: &str| format!("model.layers.{index}.{part}");
             let qkv = [("self_attn.q_proj", q), ("self_attn.k_proj", kv), ("self_attn.v_proj", kv)];
@@ -56,10 +56,13 @@ impl FrozenModel {
         };
         let blocks = (0..dimensions.layers).map(block).collect::<Result<_>>()?;
         let norm = files.vector("model.norm.weight", hidden)?;
-        let embedding = Frozen::dense(files.matrix("model.embed_tokens.weight", vocabulary, hidden)?, hidden);
+        let table = |name: &str| -> Result<Frozen> {
+            Ok(Frozen::new(files.matrix(name, vocabulary, hidden)?, hidden, precision))
+        };
+        let embedding = table("model.embed_tokens.weight")?;
         let head = match checkpoint.ties_embeddings() {
             true => embedding.clone(),
-            false => Frozen::dense(files.matrix("lm_head.weight", vocabulary, hidden)?, hidden),
+            false => table("lm_head.weight")?,
         };
         Ok(Self { dimensions, embedding, blocks, norm, head })
     }
@@ -67,6 +70,7 @@ impl FrozenModel {
 
 struct Files<'a> {
     checkpoint: &'a Checkpoint,
+    precision: Precision,
 }
 
 impl Files<'_> {
@@ -98,7 +102,7 @@ impl Files<'_> {
                 None => bias.resize(bias.len() + rows, 0.0),
             }
         }
-        Ok(Linear { weight: Frozen::dense(weight, inputs), bias: biased.then_some(bias) })
+        Ok(Linear { weight: Frozen::new(weight, inputs, self.precision), bias: biased.then_some(bias) })
     }
 }
 

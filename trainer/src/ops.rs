@@ -6,7 +6,10 @@
 //!
 //! Every pair is tested against candle's autograd and against finite differences.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+pub mod amx;
 pub mod attention;
+pub mod blocks;
 pub mod linear;
 pub mod loss;
 pub mod matmul;

@@ -26,9 +26,9 @@ pub struct TrainConfig {
     pub decay: Decay,
     /// Steps over which it rises.
     pub warmup: usize,
-    /// Passes over all examples.
+    /// Passes over all items.
     pub epochs: usize,
-    /// Examples a step. However many, memory is bounded by [`CpuSettings::tokens`].
+    /// Items a step. However many, memory is bounded by [`CpuSettings::tokens`].
     pub batch: usize,
     /// Highest norm of the gradients; larger ones are scaled down.
     pub clip: Option<f64>,
@@ -73,7 +73,7 @@ pub struct Trainer {
     config: TrainConfig,
     layout: Arc<Layout>,
     engine: CpuEngine,
-    examples: Vec<Example>,
+    items: Vec<Vec<Example>>,
     shuffle: Shuffle,
     schedule: Schedule,
     state: State,
@@ -81,31 +81,32 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run from the start.
+    /// A run from the start. An item is one or more sequences that are always drawn together, such as the two forms of a
+    /// row: what they have in common is computed once.
     ///
     /// # Errors
     /// When the model is inconsistent, an example does not fit it, or a setting has no meaning.
-    pub fn new(model: Arc<FrozenModel>, examples: Vec<Example>, config: TrainConfig) -> Result<Self> {
+    pub fn new(model: Arc<FrozenModel>, items: Vec<Vec<Example>>, config: TrainConfig) -> Result<Self> {
         let positive = [
             ("rank", config.lora.rank),
             ("epochs", config.epochs),
             ("batch", config.batch),
-            ("the number of examples", examples.len()),
+            ("the number of examples", items.len()),
         ];
         if let Some((setting, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Setting { setting, value: "0".into(), expected: "at least 1" });
         }
-        data::check(&examples.iter().collect::<Vec<_>>(), model.dimensions.vocabulary)?;
+        data::check(&items.iter().flatten().collect::<Vec<_>>(), model.dimensions.vocabulary)?;
         let layout = Arc::new(Layout::new(&model.dimensions, &config.lora));
         let engine = CpuEngine::new(model, layout.clone(), config.cpu.clone())?;
-        let shuffle = Shuffle::new(examples.len(), config.batch, config.seed);
+        let shuffle = Shuffle::new(items.len(), config.batch, config.seed);
         let steps = config.epochs * shuffle.steps_an_epoch();
         let schedule = Schedule { rate: config.rate, decay: config.decay, warmup: config.warmup, steps };
         let progress =
             Progress { step: 0, lora: config.lora.clone(), seed: config.seed, workers: config.cpu.workers };
         let state = State { progress, values: layout.init(config.seed), optimizer: AdamW::new(layout.len) };
         let grads = vec![0.0; layout.len];
-        Ok(Self { config, layout, engine, examples, shuffle, schedule, state, grads })
+        Ok(Self { config, layout, engine, items, shuffle, schedule, state, grads })
     }
 
     /// Goes on from a saved state, exactly as if the run had not stopped.
@@ -162,7 +163,7 @@ impl Trainer {
         if step >= self.schedule.steps {
             return Ok(None);
         }
-        let batch: Vec<&Example> = self.shuffle.batch(step).iter().map(|&i| &self.examples[i]).collect();
+        let batch: Vec<&Example> = self.shuffle.batch(step).iter().flat_map(|&i| &self.items[i]).collect();
         let batch = self.engine.gradients(&self.state.values, &batch, &mut self.grads)?;
         let grad_norm = optim::norm(&self.grads);
         for (what, value) in [("loss", batch.loss), ("gradient norm", grad_norm)] {

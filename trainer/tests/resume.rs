@@ -23,12 +23,12 @@ fn config() -> TrainConfig {
 }
 
 /// Ten sequences, each a repeated word: something that can be learnt.
-fn examples() -> Vec<Example> {
+fn examples() -> Vec<Vec<Example>> {
     let sequence = |i: u32| Example {
         tokens: (0..12 + i).map(|t| if t < 4 { i } else { (i * 5 + t % 3) % 53 }).collect(),
         weights: (0..12 + i).map(|t| if t < 4 { 0.0 } else { 1.0 }).collect(),
     };
-    (0..10).map(sequence).collect()
+    (0..10).map(|i| vec![sequence(i)]).collect()
 }
 
 fn trainer(config: TrainConfig) -> Trainer {
