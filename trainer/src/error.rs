@@ -54,15 +54,13 @@ pub enum TrainError {
         /// What is missing or different.
         reason: String,
     },
-    /// A line of a data file is wrong.
-    #[error("{path}, line {line}: {reason}")]
-    Data {
-        /// The file.
-        path: PathBuf,
-        /// The line, from 1.
+    /// A row can't be rendered.
+    #[error("the row of line {line} can't be trained on: {problem}")]
+    Row {
+        /// Its line, counted from 1.
         line: usize,
         /// What is wrong with it.
-        reason: String,
+        problem: String,
     },
     /// The base model's files are wrong.
     #[error(transparent)]
