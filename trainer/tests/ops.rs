@@ -1,4 +1,5 @@
 //! Each operation's gradients against candle's autograd on the plain formula, and against finite differences.
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use candle_core::{D, Device, Result, Tensor, Var};
 use forethought_trainer::ops::attention::{self, Heads, Segment};

@@ -1,4 +1,5 @@
 //! The trainer's forward pass against transformers and peft, on the tiny models of the decoder's own tests.
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

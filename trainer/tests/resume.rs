@@ -1,4 +1,5 @@
 //! A run that is stopped and resumed ends in the same bits as one that is not.
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use std::sync::Arc;
 

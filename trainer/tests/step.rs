@@ -1,4 +1,5 @@
 //! The hand-written training step against the same step under candle's autograd, and against finite differences.
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use std::sync::Arc;
 

@@ -76,7 +76,7 @@ impl Segment {
             let end = (start + BLOCK).min(self.rows.end);
             let mut keys = Vec::with_capacity(self.past.len() + 1);
             let mut column = 0;
-            for rows in self.past.iter().cloned().chain([self.rows.start..end]) {
+            for rows in self.past.iter().cloned().chain(std::iter::once(self.rows.start..end)) {
                 let columns = column..column + rows.len();
                 column = columns.end;
                 keys.push((columns, rows));
