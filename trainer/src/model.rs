@@ -127,6 +127,7 @@ pub mod random {
     use rand::{RngExt, SeedableRng};
 
     use super::*;
+    use crate::ops::weight::Precision;
 
     impl Dimensions {
         /// Small, with every size different and grouped heads.
@@ -160,23 +161,28 @@ pub mod random {
 
     /// Seeded weights of the size that training leaves them; `qwen` adds query, key and value biases and qk-norms.
     pub fn model(dimensions: Dimensions, qwen: bool, seed: u64) -> FrozenModel {
+        rounded(dimensions, qwen, seed, Precision::F32)
+    }
+
+    /// The same, held in `precision`.
+    pub fn rounded(dimensions: Dimensions, qwen: bool, seed: u64, precision: Precision) -> FrozenModel {
         let rng = &mut StdRng::seed_from_u64(seed);
         let Dimensions { hidden, heads, mlp, vocabulary, .. } = dimensions;
         let blocks = (0..dimensions.layers)
             .map(|_| FrozenBlock {
                 attention_norm: values(rng, hidden, 1.0, 0.2),
-                qkv: linear(rng, heads.width(), hidden, qwen),
+                qkv: linear(rng, precision, heads.width(), hidden, qwen),
                 qk_norm: qwen.then(|| QkNorm {
                     query: values(rng, heads.dim, 1.0, 0.2),
                     key: values(rng, heads.dim, 1.0, 0.2),
                 }),
-                output: linear(rng, hidden, heads.query_width(), false),
+                output: linear(rng, precision, hidden, heads.query_width(), false),
                 mlp_norm: values(rng, hidden, 1.0, 0.2),
-                gate_up: linear(rng, 2 * mlp, hidden, false),
-                down: linear(rng, hidden, mlp, false),
+                gate_up: linear(rng, precision, 2 * mlp, hidden, false),
+                down: linear(rng, precision, hidden, mlp, false),
             })
             .collect();
-        let embedding = Frozen::dense(values(rng, vocabulary * hidden, 0.0, 0.3), hidden);
+        let embedding = Frozen::new(values(rng, vocabulary * hidden, 0.0, 0.3), hidden, precision);
         let norm = values(rng, hidden, 1.0, 0.2);
         FrozenModel { dimensions, head: embedding.clone(), embedding, blocks, norm }
     }
@@ -190,8 +196,9 @@ pub mod random {
         (0..len).map(|_| centre + rng.random_range(-spread..spread)).collect()
     }
 
-    fn linear(rng: &mut StdRng, outputs: usize, inputs: usize, bias: bool) -> Linear {
-        let weight = Frozen::dense(values(rng, outputs * inputs, 0.0, 1.5 / (inputs as f32).sqrt()), inputs);
+    fn linear(rng: &mut StdRng, precision: Precision, outputs: usize, inputs: usize, bias: bool) -> Linear {
+        let weight = values(rng, outputs * inputs, 0.0, 1.5 / (inputs as f32).sqrt());
+        let weight = Frozen::new(weight, inputs, precision);
         Linear { weight, bias: bias.then(|| values(rng, outputs, 0.0, 0.5)) }
     }
 }
