@@ -1,1 +1,27 @@
 //! Tunes the guard: R1-Act examples in, a PEFT adapter out.
+//!
+//! To read in order: [`r1act`] renders rows as sequences, [`data`] packs sequences into rows of one matrix, [`ops`] are
+//! the operations on it with their gradients, `pass` strings them together into a model's forward and backward pass,
+//! [`cpu`] shares a batch among cores, and [`train`] makes steps of it. The [`model`] is frozen; what is trained is one
+//! flat vector laid out by [`adapter`].
+//!
+//! Gradients are written by hand, since candle's autograd computes those of frozen weights too, keeps every
+//! intermediate and reuses no buffer. [`stock`] is the same step under that autograd: the oracle of the tests, and the
+//! way to devices other than the CPU.
+
+pub mod adapter;
+pub mod cpu;
+pub mod data;
+pub mod error;
+mod load;
+pub mod model;
+pub mod ops;
+pub mod optim;
+mod pass;
+pub mod r1act;
+pub mod schedule;
+pub mod state;
+pub mod stock;
+pub mod train;
+
+pub use error::{Result, TrainError};

@@ -9,12 +9,13 @@ pub(super) struct Rope {
     inverse: Vec<f32>,
 }
 
-impl Rope {
-    pub(super) fn new(config: &ModelConfig) -> Self {
-        let half = config.head_dim / 2;
-        let inverse = (0..half).map(|i| {
-            let f = 1.0 / config.rope_theta.powf(i as f64 / half as f64);
-            match &config.rope_scaling {
+impl ModelConfig {
+    /// Angular frequencies of the rotary embedding, after scaling; length `head_dim / 2`.
+    pub fn rope_frequencies(&self) -> Vec<f32> {
+        let half = self.head_dim / 2;
+        let frequency = |i| {
+            let f = 1.0 / self.rope_theta.powf(i as f64 / half as f64);
+            match &self.rope_scaling {
                 RopeScaling::None => f,
                 RopeScaling::Linear(factor) => f / factor,
                 RopeScaling::Factors(factors) => f / f64::from(factors.get(i).copied().unwrap_or(1.0)),
@@ -27,8 +28,14 @@ impl Rope {
                     (1.0 - blend) * f / factor + blend * f
                 }
             }
-        });
-        Self { inverse: inverse.map(|f| f as f32).collect() }
+        };
+        (0..half).map(|i| frequency(i) as f32).collect()
+    }
+}
+
+impl Rope {
+    pub(super) fn new(config: &ModelConfig) -> Self {
+        Self { inverse: config.rope_frequencies() }
     }
 
     /// Cosines and sines for `positions`, each `[positions, head_dim / 2]`.
