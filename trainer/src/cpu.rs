@@ -1,6 +1,6 @@
 //! Gradients on the CPU: a batch is shared out to workers, one a core, by whole sequences.
 //!
-//! Workers never wait for each other inside a step, and each runs the plain serial code of [`crate::pass`]. Which
+//! Workers never wait for each other inside a step, and each runs the plain serial code of `pass`. Which
 //! sequence goes where depends on the lengths and the number of workers alone, and their gradients are summed in
 //! order, so a step's result is the same bits each time.
 

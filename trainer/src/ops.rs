@@ -1,6 +1,6 @@
 //! The operations of a training step on the CPU, each a forward and a backward function over slices of `f32`.
 //!
-//! Matrices are row-major, a row a token. Nothing here allocates per call, starts threads or knows about layers:
+//! Matrices are row-major, a row a token. Nothing here allocates matrices, starts threads or knows about layers:
 //! callers own the buffers (and so can reuse them), and run several token ranges side by side. What a backward
 //! function needs again and is cheap (norms, attention weights, the activation) is computed again, not kept.
 //!
