@@ -23,15 +23,17 @@ fn golden<T: for<'a> Deserialize<'a>>(name: &str) -> TestResult<T> {
 fn checkpoint() -> &'static Checkpoint {
     static CHECKPOINT: OnceLock<Checkpoint> = OnceLock::new();
     CHECKPOINT.get_or_init(|| {
-        let model =
-            Store::open_default().unwrap().resolve(&DEFAULT_MODEL.parse().unwrap(), &Console::stderr());
-        Checkpoint::open(&model.unwrap().path).unwrap()
+        let open = || -> TestResult<Checkpoint> {
+            let model = Store::open_default()?.resolve(&DEFAULT_MODEL.parse()?, &Console::stderr())?;
+            Ok(Checkpoint::open(&model.path)?)
+        };
+        open().expect("the default model")
     })
 }
 
 fn tokenizer() -> &'static Tokenizer {
     static TOKENIZER: OnceLock<Tokenizer> = OnceLock::new();
-    TOKENIZER.get_or_init(|| checkpoint().tokenizer().unwrap())
+    TOKENIZER.get_or_init(|| checkpoint().tokenizer().expect("a tokenizer"))
 }
 
 fn decoder(precision: Precision) -> TestResult<Decoder> {
