@@ -74,7 +74,7 @@ pub enum StartError {
 
 /// A guard model in this process, on a thread of its own.
 pub struct LocalGuard {
-    asked: Arc<Asked>,
+    pub(super) asked: Arc<Asked>,
     engine: Arc<Engine<ExamineTask>>,
     decoder: Arc<Decoder>,
     windows: Windows,
