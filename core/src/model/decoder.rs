@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Module, RmsNorm, ops::silu, rotary_emb::rope_thd};
+use rayon::prelude::*;
 
 use super::{
     Adapter, Checkpoint, DeviceChoice, KvCache, ModelConfig, Precision, Result,
@@ -149,6 +150,7 @@ impl Decoder {
 
         let mut x = self.embed(tokens)?; // [tokens, hidden]
         let mut hidden = vec![None; taps.len()];
+        let on_cpu = matches!(self.device, Device::Cpu);
         self.tap(taps, 0, &x, &mut hidden);
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&self.config, &x, &angles, |q, k, v| {
@@ -157,8 +159,11 @@ impl Decoder {
                     let (keys, values) = sequence.cache.append(i, &part(k)?, &part(v)?)?;
                     attend(&self.config, &part(q)?, &keys, &values)
                 };
-                let outputs: Vec<Tensor> =
-                    segments.iter().zip(&*sequences).map(one).collect::<Result<_>>()?;
+                let outputs: Vec<Tensor> = if on_cpu {
+                    segments.par_iter().zip(&*sequences).map(one).collect::<Result<_>>()?
+                } else {
+                    segments.iter().zip(&*sequences).map(one).collect::<Result<_>>()?
+                };
                 Ok(if let [single] = &outputs[..] { single.clone() } else { Tensor::cat(&outputs, 0)? })
             })?;
             self.tap(taps, i + 1, &x, &mut hidden);
