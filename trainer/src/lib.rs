@@ -10,6 +10,7 @@
 //! way to devices other than the CPU.
 
 pub mod adapter;
+pub mod cli;
 pub mod cpu;
 pub mod data;
 pub mod error;
