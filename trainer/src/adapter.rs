@@ -60,7 +60,7 @@ impl Projection {
 
 /// Which projections are adapted, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rank of the factors.
     pub rank: usize,

@@ -38,6 +38,14 @@ pub enum TrainError {
         /// The value seen.
         value: f64,
     },
+    /// A run's settings are wrong.
+    #[error("{path}: {problem}")]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// Which key, and what is wrong with it.
+        problem: String,
+    },
     /// A file can't be read or written.
     #[error("{path}: {source}")]
     File {
@@ -54,6 +62,44 @@ pub enum TrainError {
         /// What is missing or different.
         reason: String,
     },
+    /// A row of a file can't be used.
+    #[error(
+        "{path}:{line}: {problem}{}; mend it, or set `train.skip_bad_rows`",
+        match .more { 0 => String::new(), n => format!(" (and {n} more rows of this file)") }
+    )]
+    BadRow {
+        /// The file.
+        path: String,
+        /// The line, counted from 1.
+        line: usize,
+        /// What is wrong with it.
+        problem: String,
+        /// Rows of the file with problems of their own.
+        more: usize,
+    },
+    /// A file has no row to learn from.
+    #[error("{path} holds no row that can be used")]
+    NoRows {
+        /// The file.
+        path: String,
+    },
+    /// A run's folder can't be used.
+    #[error("{path}: {problem}")]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: &'static str,
+    },
+    /// A guard bundle is wrong.
+    #[error(transparent)]
+    Bundle(#[from] forethought_core::guard::bundle::BundleError),
+    /// A score is not a number.
+    #[error(transparent)]
+    Metrics(#[from] forethought_core::metrics::MetricsError),
+    /// A file of rows can't be read.
+    #[error(transparent)]
+    Data(#[from] forethought_core::dataset::DatasetError),
     /// A row can't be rendered.
     #[error("the row of line {line} can't be trained on: {problem}")]
     Row {

@@ -11,6 +11,7 @@
 
 pub mod adapter;
 pub mod cli;
+pub mod config;
 pub mod cpu;
 pub mod data;
 pub mod error;
@@ -21,6 +22,8 @@ pub mod optim;
 mod pass;
 pub mod r1act;
 pub mod schedule;
+pub mod sft;
+pub mod source;
 pub mod state;
 pub mod stock;
 pub mod train;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::adapter::{Layout, LoraConfig};
 use crate::cpu::{BatchLoss, CpuEngine, CpuSettings};
-use crate::data::{self, Example, Shuffle};
+use crate::data::{self, Draws, Example, Shuffle};
 use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
 use crate::optim::{self, AdamConfig, AdamW};
@@ -28,6 +28,8 @@ pub struct TrainConfig {
     pub warmup: usize,
     /// Passes over all items.
     pub epochs: usize,
+    /// Length of the run in steps, instead of `epochs`.
+    pub steps: Option<usize>,
     /// Items a step. However many, memory is bounded by [`CpuSettings::tokens`].
     pub batch: usize,
     /// Highest norm of the gradients; larger ones are scaled down.
@@ -47,12 +49,23 @@ impl Default for TrainConfig {
             decay: Decay::Cosine,
             warmup: 5,
             epochs: 15,
+            steps: None,
             batch: 16,
             clip: Some(1.0),
             seed: 42,
             cpu: CpuSettings::default(),
         }
     }
+}
+
+/// Items that are drawn alike.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// An item is one or more sequences that are always drawn together, such as the two forms of a row: what they have
+    /// in common is computed once.
+    pub items: Vec<Vec<Example>>,
+    /// Draws in an epoch.
+    pub draws: usize,
 }
 
 /// What a step did.
@@ -81,26 +94,28 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run from the start. An item is one or more sequences that are always drawn together, such as the two forms of a
-    /// row: what they have in common is computed once.
+    /// A run from the start.
     ///
     /// # Errors
     /// When the model is inconsistent, an example does not fit it, or a setting has no meaning.
-    pub fn new(model: Arc<FrozenModel>, items: Vec<Vec<Example>>, config: TrainConfig) -> Result<Self> {
+    pub fn new(model: Arc<FrozenModel>, sources: Vec<Source>, config: TrainConfig) -> Result<Self> {
+        let draws: Vec<Draws> =
+            sources.iter().map(|s| Draws { items: s.items.len(), draws: s.draws }).collect();
         let positive = [
-            ("rank", config.lora.rank),
-            ("epochs", config.epochs),
-            ("batch", config.batch),
-            ("the number of examples", items.len()),
+            ("adapter.rank", config.lora.rank),
+            ("train.epochs", config.steps.unwrap_or(config.epochs)),
+            ("train.batch", config.batch),
+            ("the number of examples drawn", draws.iter().filter(|d| d.items > 0).map(|d| d.draws).sum()),
         ];
         if let Some((setting, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Setting { setting, value: "0".into(), expected: "at least 1" });
         }
+        let items: Vec<Vec<Example>> = sources.into_iter().flat_map(|source| source.items).collect();
         data::check(&items.iter().flatten().collect::<Vec<_>>(), model.dimensions.vocabulary)?;
         let layout = Arc::new(Layout::new(&model.dimensions, &config.lora));
         let engine = CpuEngine::new(model, layout.clone(), config.cpu.clone())?;
-        let shuffle = Shuffle::new(items.len(), config.batch, config.seed);
-        let steps = config.epochs * shuffle.steps_an_epoch();
+        let shuffle = Shuffle::new(draws, config.batch, config.seed);
+        let steps = config.steps.unwrap_or(config.epochs * shuffle.steps_an_epoch());
         let schedule = Schedule { rate: config.rate, decay: config.decay, warmup: config.warmup, steps };
         let progress =
             Progress { step: 0, lora: config.lora.clone(), seed: config.seed, workers: config.cpu.workers };
@@ -137,6 +152,11 @@ impl Trainer {
     /// Steps of the whole run.
     pub fn steps(&self) -> usize {
         self.schedule.steps
+    }
+
+    /// Steps of one pass over the items.
+    pub fn steps_an_epoch(&self) -> usize {
+        self.shuffle.steps_an_epoch()
     }
 
     /// What the run has come to.

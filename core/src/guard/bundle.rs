@@ -131,6 +131,18 @@ impl Calibration {
     }
 }
 
+impl Manifest {
+    /// Reads and checks a `guard.toml`.
+    ///
+    /// # Errors
+    /// The file is missing or wrong; the message names it.
+    pub fn read(path: &Path) -> Result<Self, BundleError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| BundleError::Io { path: path.display().to_string(), source })?;
+        parse(&text, &path.display().to_string())
+    }
+}
+
 /// A loaded bundle.
 #[derive(Clone, Debug)]
 pub struct Bundle {
@@ -185,10 +197,7 @@ impl Bundle {
             return Self::builtin();
         }
         let folder = Path::new(name);
-        let path = folder.join("guard.toml");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| BundleError::Io { path: path.display().to_string(), source })?;
-        let manifest = parse(&text, &path.display().to_string())?;
+        let manifest = Manifest::read(&folder.join("guard.toml"))?;
         Ok(Self { manifest, sha256: hash_folder(folder)?, folder: Some(folder.to_owned()) })
     }
 
