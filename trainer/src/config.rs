@@ -197,9 +197,9 @@ impl SftConfig {
             .map_err(|source| TrainError::File { path: path.to_owned(), source })?;
         // Parsed once more below; this parse is for its error, which shows line and column.
         text.parse::<toml::Table>().map_err(|error| wrong(format!("is not TOML: {error}")))?;
-        let mut builder = Config::builder()
-            .add_source(File::from(path).format(FileFormat::Toml))
-            .add_source(Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").try_parsing(true));
+        let mut builder = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).add_source(
+            Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").try_parsing(true),
+        );
         for pair in set {
             let Some((key, value)) = pair.split_once('=') else {
                 return Err(wrong(format!("`--set {pair}` is not KEY=VALUE")));
@@ -208,10 +208,8 @@ impl SftConfig {
                 .set_override(key.trim(), parsed(value.trim()))
                 .map_err(|error| wrong(format!("`--set {pair}`: {error}")))?;
         }
-        let mut config: Self = builder
-            .build()
-            .and_then(Config::try_deserialize)
-            .map_err(|error| wrong(error.to_string()))?;
+        let mut config: Self =
+            builder.build().and_then(Config::try_deserialize).map_err(|error| wrong(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let sources = config.data.iter_mut().chain(&mut config.validation).map(|data| &mut data.path);
         for path in sources.chain(&mut config.guard.manifest) {
@@ -234,7 +232,11 @@ impl SftConfig {
             (batch > 0, "train.batch", "at least 1"),
             (self.train.steps.unwrap_or(self.train.epochs) > 0, "train.epochs", "at least 1"),
             (not_negative(clip), "train.clip", "0 or more"),
-            (divergence == 0.0 || (divergence > 1.0 && divergence.is_finite()), "train.divergence", "0 or above 1"),
+            (
+                divergence == 0.0 || (divergence > 1.0 && divergence.is_finite()),
+                "train.divergence",
+                "0 or above 1",
+            ),
             (max_tokens > 1, "train.max_tokens", "at least 2"),
             (self.adapter.rank > 0, "adapter.rank", "at least 1"),
             (positive(self.adapter.alpha.into()), "adapter.alpha", "above 0"),
@@ -278,7 +280,10 @@ mod tests {
         let LoopConfig { rate, warmup, epochs, batch, .. } = config.train;
         assert_eq!((rate, warmup, epochs, batch), (1e-5, 5, 15, 16));
         assert_eq!((config.adapter.rank, config.adapter.alpha), (16, 16.0));
-        assert!(config.data[0].path.ends_with("rows.jsonl") && config.data[0].path.parent() != Some(Path::new("")));
+        assert!(
+            config.data[0].path.ends_with("rows.jsonl")
+                && config.data[0].path.parent() != Some(Path::new(""))
+        );
     }
 
     #[test]

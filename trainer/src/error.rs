@@ -91,6 +91,12 @@ pub enum TrainError {
         /// What is wrong, and what to do.
         problem: &'static str,
     },
+    /// Scores can't be calibrated.
+    #[error("these rows can't be calibrated: {0}")]
+    Calibration(String),
+    /// A model or data file can't be found or read.
+    #[error(transparent)]
+    Store(#[from] forethought_core::store::StoreError),
     /// A guard bundle is wrong.
     #[error(transparent)]
     Bundle(#[from] forethought_core::guard::bundle::BundleError),

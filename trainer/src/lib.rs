@@ -10,6 +10,7 @@
 //! way to devices other than the CPU.
 
 pub mod adapter;
+pub mod calibrate;
 pub mod cli;
 pub mod config;
 pub mod cpu;
@@ -21,6 +22,8 @@ pub mod ops;
 pub mod optim;
 mod pass;
 pub mod r1act;
+pub mod report;
+pub mod results;
 pub mod schedule;
 pub mod sft;
 pub mod source;

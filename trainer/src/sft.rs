@@ -141,7 +141,7 @@ pub fn run(
     until: Until<'_>,
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
-    let Prepared { sources, sets, .. } = prepared;
+    let Prepared { sources, sets, reports } = prepared;
     let folder = Folder(config.out.clone());
     folder.claim(resume)?;
     let mut trainer = Trainer::new(base.weights(config)?, sources, train_config(config))?;
@@ -149,7 +149,9 @@ pub fn run(
         trainer.resume(&folder.last())?;
     }
     let mut recorder = Recorder::open(&config.out, config, trainer.state().progress.step)?;
-    let mut run = Run { config, base, sets, folder, best: recorder.best(config.evaluation.select), last: None };
+    recorder.data(&reports)?;
+    let mut run =
+        Run { config, base, sets, folder, best: recorder.best(config.evaluation.select), last: None };
     observer.start(trainer.state().progress.step, trainer.steps());
     let result = run.take_steps(&mut trainer, &mut recorder, until, observer);
     recorder.plot()?;

@@ -6,7 +6,7 @@ use forethought_core::dataset::{Dataset, Row};
 use forethought_core::evidence::Verdict;
 use forethought_core::guard::prompt::Prompt;
 use forethought_core::model::Tokenizer;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::config::{DataConfig, SftConfig};
 use crate::data::Example;
@@ -47,7 +47,7 @@ pub struct ScoredSet {
 }
 
 /// What a file gave.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SourceReport {
     /// The file.
     pub path: String,

@@ -152,7 +152,11 @@ fn dry_run(config: &SftConfig, base: &Base, prepared: Prepared, show: usize) -> 
     let report = trainer.step()?;
     let speed = report.map_or(0.0, |r| r.batch.tokens as f64) / began.elapsed().as_secs_f64();
     let total = tokens as f64 * steps as f64 / epoch as f64;
-    writeln!(out, "{steps} steps, {epoch} an epoch of {} tokens; the longest example has {longest}", HumanCount(tokens as u64))?;
+    writeln!(
+        out,
+        "{steps} steps, {epoch} an epoch of {} tokens; the longest example has {longest}",
+        HumanCount(tokens as u64)
+    )?;
     if speed > 0.0 {
         let time = Duration::from_secs_f64(total / speed);
         writeln!(out, "about {speed:.0} tokens a second here: {} without evaluations", HumanDuration(time))?;

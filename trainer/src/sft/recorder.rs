@@ -8,16 +8,31 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use forethought_core::store::sha256_file;
 use serde::{Deserialize, Serialize};
 
 use self::tensorboard::Events;
 use super::evaluation::{Evaluation, SetScores};
 use crate::config::{Select, SftConfig};
 use crate::error::{Result, TrainError};
+use crate::source::SourceReport;
 use crate::train::StepReport;
 
 /// Name of the file that holds a line of JSON for every step and every evaluation.
 pub const METRICS: &str = "metrics.jsonl";
+
+/// Name of the file that says what was learnt.
+const DATA: &str = "data.json";
+
+/// A file of rows as a run read it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataFile {
+    /// sha256 of the file, hexadecimal.
+    pub sha256: String,
+    /// What it gave.
+    #[serde(flatten)]
+    pub report: SourceReport,
+}
 
 /// One line of `metrics.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -80,6 +95,21 @@ impl Recorder {
         lines.iter().try_for_each(|line| write_line(&mut metrics, line)).map_err(failed(&path))?;
         let events = Events::create(folder, step)?;
         Ok(Self { folder: folder.to_owned(), metrics, events, lines })
+    }
+
+    /// Records which files were read.
+    ///
+    /// # Errors
+    /// When a file can't be read or written.
+    pub fn data(&self, reports: &[SourceReport]) -> Result<()> {
+        let file = |report: &SourceReport| -> Result<DataFile> {
+            let sha256 = sha256_file(Path::new(&report.path))?;
+            Ok(DataFile { sha256, report: report.clone() })
+        };
+        let files = reports.iter().map(file).collect::<Result<Vec<_>>>()?;
+        let path = self.folder.join(DATA);
+        let json = serde_json::to_vec_pretty(&files).map_err(std::io::Error::other).map_err(failed(&path))?;
+        fs::write(&path, json).map_err(failed(&path))
     }
 
     /// Records a step.
@@ -157,6 +187,23 @@ fn named(scores: &SetScores) -> impl Iterator<Item = (&'static str, f64)> + use<
         ("auroc", scores.auroc),
     ];
     values.into_iter().filter_map(|(name, value)| Some((name, value?)))
+}
+
+/// Reads which files a run read.
+///
+/// # Errors
+/// When the file can't be read.
+pub fn read_data(folder: &Path) -> Result<Vec<DataFile>> {
+    let path = folder.join(DATA);
+    serde_json::from_str(&read_text(&path)?).map_err(std::io::Error::other).map_err(failed(&path))
+}
+
+/// Reads a file of a run.
+///
+/// # Errors
+/// Names the file.
+pub fn read_text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).map_err(failed(path))
 }
 
 /// Reads a run's `metrics.jsonl`; a run that has none has no lines. A torn last line is left out.
