@@ -1,6 +1,7 @@
 //! A guard bundle: the folder that says which base model a guard is made of, and how it is asked.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
@@ -8,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::evidence::Hazard;
+use crate::{
+    evidence::Hazard,
+    model::{Adapter, ModelError, adapter},
+};
 
 /// Contents of a bundle's `guard.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -150,8 +154,19 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// sha256 over all its files, hexadecimal.
     pub sha256: String,
-    folder: Option<PathBuf>,
+    home: Home,
 }
+
+/// Where a bundle's files are.
+#[derive(Clone, Debug)]
+enum Home {
+    Folder(PathBuf),
+    /// In the program, by their paths inside the bundle.
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+/// The files of the built-in bundle beside its `guard.toml`.
+const BUILTIN: &[(&str, &[u8])] = &[];
 
 /// Why a bundle can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -184,8 +199,13 @@ impl Bundle {
     /// None for a program that passes its tests.
     pub fn builtin() -> Result<Self, BundleError> {
         let text = include_str!("../../bundles/base/guard.toml");
-        let sha256 = hex::encode(Sha256::digest(text));
-        Ok(Self { manifest: parse(text, "built-in guard.toml")?, sha256, folder: None })
+        let mut hash = Sha256::new_with_prefix(text);
+        for (name, contents) in BUILTIN {
+            hash.update(name);
+            hash.update(contents);
+        }
+        let sha256 = hex::encode(hash.finalize());
+        Ok(Self { manifest: parse(text, "built-in guard.toml")?, sha256, home: Home::Embedded(BUILTIN) })
     }
 
     /// Opens a bundle's folder, or [`Self::builtin`] for the name `default`.
@@ -198,13 +218,52 @@ impl Bundle {
         }
         let folder = Path::new(name);
         let manifest = Manifest::read(&folder.join("guard.toml"))?;
-        Ok(Self { manifest, sha256: hash_folder(folder)?, folder: Some(folder.to_owned()) })
+        Ok(Self { manifest, sha256: hash_folder(folder)?, home: Home::Folder(folder.to_owned()) })
     }
 
-    /// Folder of the adapter, if there is one.
-    pub fn adapter(&self) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(self.manifest.adapter.as_ref()?))
+    /// The adapter, if there is one.
+    ///
+    /// # Errors
+    /// One of its files is missing or wrong; the message names it.
+    pub fn adapter(&self) -> Result<Option<Adapter>, AdapterError> {
+        let Some(folder) = &self.manifest.adapter else { return Ok(None) };
+        let (name, config) = self.read(&folder.join(adapter::CONFIG))?;
+        let (_, weights) = self.read(&folder.join(adapter::WEIGHTS))?;
+        let name = Path::new(&name).parent().unwrap_or(Path::new(""));
+        Ok(Some(Adapter::parse(name, &config, &weights)?))
     }
+
+    /// A file of the bundle, and its name for messages.
+    fn read(&self, file: &Path) -> Result<(String, Cow<'static, [u8]>), BundleError> {
+        match &self.home {
+            Home::Folder(folder) => {
+                let path = folder.join(file);
+                let name = path.display().to_string();
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok((name, bytes.into())),
+                    Err(source) => Err(BundleError::Io { path: name, source }),
+                }
+            }
+            Home::Embedded(files) => {
+                let path = format!("built-in {}", file.display());
+                match files.iter().find(|(name, _)| Path::new(name) == file) {
+                    Some((_, bytes)) => Ok((path, (*bytes).into())),
+                    None => Err(BundleError::Io { path, source: std::io::ErrorKind::NotFound.into() }),
+                }
+            }
+        }
+    }
+}
+
+/// Why a bundle's adapter can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A file is missing.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A file is wrong.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 fn parse(text: &str, path: &str) -> Result<Manifest, BundleError> {

@@ -9,7 +9,12 @@ use std::{
 use candle_core::Tensor;
 use serde::Deserialize;
 
-use super::{ModelError, Result, checkpoint::read_tensors};
+use super::{ModelError, Result, checkpoint::parse_tensors};
+
+/// Name of an adapter's settings.
+pub const CONFIG: &str = "adapter_config.json";
+/// Name of an adapter's factors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A LoRA adapter, on the CPU.
 pub struct Adapter {
@@ -52,10 +57,21 @@ impl Adapter {
     /// # Errors
     /// A file is missing or damaged, or the adapter uses something other than plain or rank-stabilised LoRA.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::io(&path, e))?;
+        let read = |file: &str| {
+            let path = folder.join(file);
+            std::fs::read(&path).map_err(|e| ModelError::io(&path, e))
+        };
+        Self::parse(folder, &read(CONFIG)?, &read(WEIGHTS)?)
+    }
+
+    /// Reads the contents of a PEFT folder's two files; `folder` is for messages.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Self> {
+        let path = folder.join(CONFIG);
         let raw: RawConfig =
-            serde_json::from_str(&text).map_err(|e| ModelError::invalid(&path, e.to_string()))?;
+            serde_json::from_slice(config).map_err(|e| ModelError::invalid(&path, e.to_string()))?;
         let unsupported = [
             (raw.use_dora, "use_dora"),
             (raw.fan_in_fan_out, "fan_in_fan_out"),
@@ -71,7 +87,7 @@ impl Adapter {
         }
         let rank = raw.r as f64;
         let scale = raw.lora_alpha / if raw.use_rslora { rank.sqrt() } else { rank };
-        let tensors = read_tensors(&folder.join("adapter_model.safetensors"))?;
+        let tensors = parse_tensors(&folder.join(WEIGHTS), weights)?;
         Ok(Self { path: folder.to_owned(), scale, tensors, used: RefCell::default() })
     }
 

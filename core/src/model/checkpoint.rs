@@ -249,10 +249,9 @@ fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))
 }
 
-/// Reads all tensors of a safetensors file as f32 on the CPU.
-pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+/// Reads all tensors of a safetensors file as f32 on the CPU; `path` is for messages.
+pub(super) fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Tensor>> {
+    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
         .map_err(|e| ModelError::invalid(path, format!("unreadable safetensors: {e}")))?;
     tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
 }
