@@ -89,11 +89,19 @@ pub struct DataConfig {
     pub forms: Vec<Form>,
     /// Every so many rows, one is held back from learning and scored instead.
     pub hold_out: Option<usize>,
+    /// Weights of the parts of a response, instead of the run's.
+    pub loss: Option<PhaseWeights>,
 }
 
 impl Default for DataConfig {
     fn default() -> Self {
-        Self { path: PathBuf::new(), weight: 1.0, forms: vec![Form::Full, Form::Direct], hold_out: None }
+        Self {
+            path: PathBuf::new(),
+            weight: 1.0,
+            forms: vec![Form::Full, Form::Direct],
+            hold_out: None,
+            loss: None,
+        }
     }
 }
 
@@ -117,6 +125,8 @@ pub struct LoopConfig {
     pub clip: f64,
     /// Seed of the adapter's start and of the order of examples.
     pub seed: u64,
+    /// Checkpoint whose adapter the run begins with, instead of one that changes nothing.
+    pub init: Option<PathBuf>,
     /// Examples with more tokens are left out, and named.
     pub max_tokens: usize,
     /// Leave unusable rows out, and name them, instead of stopping at the first.
@@ -136,6 +146,7 @@ impl Default for LoopConfig {
             batch: 16,
             clip: 1.0,
             seed: 42,
+            init: None,
             max_tokens: 1024,
             skip_bad_rows: false,
             divergence: 3.0,
@@ -212,7 +223,7 @@ impl SftConfig {
             builder.build().and_then(Config::try_deserialize).map_err(|error| wrong(error.to_string()))?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let sources = config.data.iter_mut().chain(&mut config.validation).map(|data| &mut data.path);
-        for path in sources.chain(&mut config.guard.manifest) {
+        for path in sources.chain(&mut config.guard.manifest).chain(&mut config.train.init) {
             *path = folder.join(&*path);
         }
         config.check().map_err(wrong)?;

@@ -15,6 +15,7 @@ pub mod cli;
 pub mod config;
 pub mod cpu;
 pub mod data;
+pub mod engine;
 pub mod error;
 mod load;
 pub mod model;

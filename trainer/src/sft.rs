@@ -89,6 +89,7 @@ pub fn train_config(config: &SftConfig) -> TrainConfig {
         clip: (train.clip > 0.0).then_some(train.clip),
         seed: train.seed,
         cpu: config.compute.clone(),
+        device: config.base.device,
     }
 }
 
@@ -147,6 +148,8 @@ pub fn run(
     let mut trainer = Trainer::new(base.weights(config)?, sources, train_config(config))?;
     if resume {
         trainer.resume(&folder.last())?;
+    } else if let Some(init) = &config.train.init {
+        trainer.begin_with(init)?;
     }
     let mut recorder = Recorder::open(&config.out, config, trainer.state().progress.step)?;
     recorder.data(&reports)?;

@@ -137,7 +137,7 @@ fn read(data: &DataConfig, skip_bad_rows: bool, renderer: &Renderer<'_>) -> Resu
         },
     };
     for (index, row) in dataset.rows.iter().enumerate() {
-        let rendered = renderer.forms(row, &data.forms)?;
+        let rendered = renderer.forms(row, data)?;
         let longest = rendered.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         let report = &mut read.report;
         if longest > renderer.max_tokens {
@@ -164,16 +164,15 @@ fn read(data: &DataConfig, skip_bad_rows: bool, renderer: &Renderer<'_>) -> Resu
 
 impl Renderer<'_> {
     /// A row in the forms asked for; one without phases in the direct form alone.
-    fn forms(&self, row: &Row, forms: &[Form]) -> Result<Vec<Example>> {
+    fn forms(&self, row: &Row, data: &DataConfig) -> Result<Vec<Example>> {
         let has_phases = row.understanding.is_some() && row.assessment.is_some();
-        let mut rendered = Vec::new();
-        for form in forms.iter().copied().filter(|form| has_phases || *form == Form::Direct) {
-            rendered.push(r1act::render(row, form, self.prompt, self.tokenizer, &self.weights)?);
-        }
-        if rendered.is_empty() {
-            rendered.push(r1act::render(row, Form::Direct, self.prompt, self.tokenizer, &self.weights)?);
-        }
-        Ok(rendered)
+        let weights = data.loss.as_ref().unwrap_or(&self.weights);
+        let render = |form| r1act::render(row, form, self.prompt, self.tokenizer, weights);
+        let forms: Vec<Form> = match has_phases {
+            true => data.forms.clone(),
+            false => vec![Form::Direct],
+        };
+        forms.into_iter().map(render).collect()
     }
 
     /// All that the guard reads before it gives its direct verdict.

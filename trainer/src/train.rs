@@ -4,9 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use forethought_core::model::DeviceChoice;
+
 use crate::adapter::{Layout, LoraConfig};
-use crate::cpu::{BatchLoss, CpuEngine, CpuSettings};
+use crate::cpu::{BatchLoss, CpuSettings};
 use crate::data::{self, Draws, Example, Shuffle};
+use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
 use crate::optim::{self, AdamConfig, AdamW};
@@ -38,6 +41,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How steps are run.
     pub cpu: CpuSettings,
+    /// Where.
+    pub device: DeviceChoice,
 }
 
 impl Default for TrainConfig {
@@ -54,6 +59,7 @@ impl Default for TrainConfig {
             clip: Some(1.0),
             seed: 42,
             cpu: CpuSettings::default(),
+            device: DeviceChoice::Cpu,
         }
     }
 }
@@ -85,7 +91,7 @@ pub struct StepReport {
 pub struct Trainer {
     config: TrainConfig,
     layout: Arc<Layout>,
-    engine: CpuEngine,
+    engine: Engine,
     items: Vec<Vec<Example>>,
     shuffle: Shuffle,
     schedule: Schedule,
@@ -113,7 +119,8 @@ impl Trainer {
         let items: Vec<Vec<Example>> = sources.into_iter().flat_map(|source| source.items).collect();
         data::check(&items.iter().flatten().collect::<Vec<_>>(), model.dimensions.vocabulary)?;
         let layout = Arc::new(Layout::new(&model.dimensions, &config.lora));
-        let engine = CpuEngine::new(model, layout.clone(), config.cpu.clone())?;
+        let device = config.device.open()?;
+        let engine = Engine::new(model, layout.clone(), config.cpu.clone(), &device)?;
         let shuffle = Shuffle::new(draws, config.batch, config.seed);
         let steps = config.steps.unwrap_or(config.epochs * shuffle.steps_an_epoch());
         let schedule = Schedule { rate: config.rate, decay: config.decay, warmup: config.warmup, steps };
@@ -122,6 +129,15 @@ impl Trainer {
         let state = State { progress, values: layout.init(config.seed), optimizer: AdamW::new(layout.len) };
         let grads = vec![0.0; layout.len];
         Ok(Self { config, layout, engine, items, shuffle, schedule, state, grads })
+    }
+
+    /// Begins with the adapter of a saved state, of whatever run, instead of one that changes nothing.
+    ///
+    /// # Errors
+    /// When the state can't be read or its adapter has another shape.
+    pub fn begin_with(&mut self, folder: &Path) -> Result<()> {
+        self.state.values = State::load(folder, &self.layout)?.values;
+        Ok(())
     }
 
     /// Goes on from a saved state, exactly as if the run had not stopped.
@@ -170,7 +186,7 @@ impl Trainer {
     }
 
     /// The engine, to evaluate with.
-    pub fn engine(&mut self) -> (&mut CpuEngine, &[f32]) {
+    pub fn engine(&mut self) -> (&mut Engine, &[f32]) {
         (&mut self.engine, &self.state.values)
     }
 

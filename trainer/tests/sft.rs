@@ -220,3 +220,37 @@ fn a_disk_that_takes_no_more_stops_a_run_with_its_last_state() {
     fs::remove_file(fixture.out("run/checkpoints/last.partial")).unwrap();
     assert_eq!(fixture.run("run", &[], true, Until::default()).unwrap().step, 8);
 }
+
+#[test]
+fn a_run_can_begin_with_the_adapter_of_another() {
+    let fixture = Fixture::new();
+    fixture.run("first", &[], false, Until::default()).unwrap();
+    let checkpoint = fixture.out("first/checkpoints/last");
+    let init = format!("train.init='{}'", checkpoint.display());
+    fixture.run("second", &[&init], false, Until::default()).unwrap();
+    let loss = |out: &str, step: usize| {
+        let line =
+            fixture.numbers(out).into_iter().find(|line| matches!(line, Line::Step(s) if s.step == step));
+        let Some(Line::Step(line)) = line else { panic!("no step {step}") };
+        line.loss
+    };
+    assert!(loss("second", 1) < 0.9 * loss("first", 1));
+    // It resumes as every run does, from its own state.
+    fixture.run("parts", &[&init], false, Until { step: Some(3), stop: None }).unwrap();
+    fixture.run("parts", &[&init], true, Until::default()).unwrap();
+    assert_eq!(fixture.adapter("parts"), fixture.adapter("second"));
+}
+
+#[test]
+fn a_file_can_weigh_parts_its_own_way() {
+    let fixture = Fixture::new();
+    let run = RUN
+        .replace("hold_out = 6", "loss = { understanding = 0, assessment = 0, headings = 0, category = 0 }");
+    fs::write(fixture.out("run.toml"), run).unwrap();
+    let prepared = fixture.prepare().unwrap();
+    // Of each form the verdict alone is learnt.
+    for example in prepared.sources[0].items.iter().flatten() {
+        assert_eq!(example.targets(), 1);
+    }
+    assert!(prepared.sets[0].rows[0].examples[0].targets() > 1);
+}

@@ -9,8 +9,8 @@ use forethought_core::metrics::Scored;
 use serde::{Deserialize, Serialize};
 
 use crate::config::Select;
-use crate::cpu::CpuEngine;
 use crate::data::Example;
+use crate::engine::Engine;
 use crate::error::Result;
 use crate::source::ScoredSet;
 
@@ -61,7 +61,7 @@ impl Evaluation {
 /// # Errors
 /// When a row does not fit the model, or a score is not a number.
 pub fn evaluate(
-    engine: &mut CpuEngine,
+    engine: &mut Engine,
     values: &[f32],
     sets: &[ScoredSet],
     prompt: &Prompt,
@@ -92,7 +92,7 @@ pub fn evaluate(
 ///
 /// # Errors
 /// When a row does not fit the model.
-pub fn margins(engine: &mut CpuEngine, values: &[f32], set: &ScoredSet, prompt: &Prompt) -> Result<Vec<f64>> {
+pub fn margins(engine: &mut Engine, values: &[f32], set: &ScoredSet, prompt: &Prompt) -> Result<Vec<f64>> {
     let labels = [Verdict::Harmful, Verdict::Benign].map(|label| first_token(prompt, label));
     let prompts: Vec<&[u32]> = set.rows.iter().map(|row| row.prompt.as_slice()).collect();
     let rows = engine.log_probabilities(values, &prompts, &labels)?;
