@@ -70,7 +70,7 @@ impl Base {
 pub fn manifest(config: &SftConfig) -> Result<Manifest> {
     Ok(match &config.guard.manifest {
         Some(path) => Manifest::read(path)?,
-        None => Bundle::builtin()?.manifest,
+        None => Bundle::builtin("default")?.manifest,
     })
 }
 

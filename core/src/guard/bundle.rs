@@ -165,8 +165,19 @@ enum Home {
     Embedded(&'static [(&'static str, &'static [u8])]),
 }
 
-/// The files of the built-in bundle beside its `guard.toml`.
-const BUILTIN: &[(&str, &[u8])] = &[];
+/// A bundle in the program.
+struct Builtin {
+    name: &'static str,
+    manifest: &'static str,
+    /// The other files, by their paths inside the bundle.
+    files: &'static [(&'static str, &'static [u8])],
+}
+
+/// The tuned guard, and the same base model untuned.
+const BUILTIN: [Builtin; 2] = [
+    Builtin { name: "default", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },
+    Builtin { name: "base", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },
+];
 
 /// Why a bundle can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -193,28 +204,30 @@ pub enum BundleError {
 pub(super) const CONVERSATION: &str = "{conversation}";
 
 impl Bundle {
-    /// The bundle called `default`, which is part of the program.
+    /// A bundle that is part of the program: `default`, the tuned guard, or `base`, which asks the untuned model.
     ///
     /// # Errors
-    /// None for a program that passes its tests.
-    pub fn builtin() -> Result<Self, BundleError> {
-        let text = include_str!("../../bundles/base/guard.toml");
-        let mut hash = Sha256::new_with_prefix(text);
-        for (name, contents) in BUILTIN {
-            hash.update(name);
-            hash.update(contents);
+    /// There is none of this name.
+    pub fn builtin(name: &str) -> Result<Self, BundleError> {
+        let path = format!("built-in bundle `{name}`");
+        let Some(Builtin { manifest, files, .. }) = BUILTIN.iter().find(|bundle| bundle.name == name) else {
+            return Err(BundleError::Io { path, source: std::io::ErrorKind::NotFound.into() });
+        };
+        let mut hash = Sha256::new();
+        for (name, contents) in [("guard.toml", manifest.as_bytes())].iter().chain(*files) {
+            hash_file(&mut hash, name, contents);
         }
         let sha256 = hex::encode(hash.finalize());
-        Ok(Self { manifest: parse(text, "built-in guard.toml")?, sha256, home: Home::Embedded(BUILTIN) })
+        Ok(Self { manifest: parse(manifest, &path)?, sha256, home: Home::Embedded(files) })
     }
 
-    /// Opens a bundle's folder, or [`Self::builtin`] for the name `default`.
+    /// Opens a bundle's folder, or [`Self::builtin`] for the name of one.
     ///
     /// # Errors
     /// A file is missing or wrong; the message names it.
     pub fn open(name: &str) -> Result<Self, BundleError> {
-        if name == "default" {
-            return Self::builtin();
+        if BUILTIN.iter().any(|bundle| bundle.name == name) {
+            return Self::builtin(name);
         }
         let folder = Path::new(name);
         let manifest = Manifest::read(&folder.join("guard.toml"))?;
@@ -312,6 +325,13 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
+fn hash_file(hash: &mut Sha256, name: &str, contents: &[u8]) {
+    for part in [name.as_bytes(), contents] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+}
+
 /// Hash over the names and contents of all files, in order of their names.
 fn hash_folder(folder: &Path) -> Result<String, BundleError> {
     fn visit(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
@@ -329,10 +349,7 @@ fn hash_folder(folder: &Path) -> Result<String, BundleError> {
     for path in files {
         let contents = std::fs::read(&path).map_err(|e| failed(&path, e))?;
         let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
-        for part in [name.as_bytes(), &contents] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
+        hash_file(&mut hash, &name, &contents);
     }
     Ok(hex::encode(hash.finalize()))
 }
@@ -343,7 +360,7 @@ mod tests {
 
     #[test]
     fn the_builtin_bundle_names_the_mlcommons_hazards() -> Result<(), BundleError> {
-        let bundle = Bundle::builtin()?;
+        let bundle = Bundle::builtin("default")?;
         let names: Vec<&str> = bundle.manifest.hazards.names.iter().map(Hazard::as_str).collect();
         assert_eq!(names, Hazard::MLCOMMONS);
         Ok(())
