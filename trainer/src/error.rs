@@ -100,6 +100,9 @@ pub enum TrainError {
     /// A guard bundle is wrong.
     #[error(transparent)]
     Bundle(#[from] forethought_core::guard::bundle::BundleError),
+    /// A bundle's adapter is wrong.
+    #[error(transparent)]
+    Adapter(#[from] forethought_core::guard::bundle::AdapterError),
     /// A score is not a number.
     #[error(transparent)]
     Metrics(#[from] forethought_core::metrics::MetricsError),
@@ -113,6 +116,25 @@ pub enum TrainError {
         line: usize,
         /// What is wrong with it.
         problem: String,
+    },
+    /// Something can't be exported.
+    #[error("{problem}")]
+    Export {
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// An export is not what it was made from.
+    #[error(
+        "the {export} export disagrees with the adapter: its worst logit is {found:.3} standard deviations off, and \
+         {tolerance} are tolerated; nothing was written (`--tolerance` raises the bound)"
+    )]
+    Disagrees {
+        /// The export.
+        export: String,
+        /// Largest difference of a logit, in standard deviations of the logits.
+        found: f64,
+        /// What it may be.
+        tolerance: f64,
     },
     /// The base model's files are wrong.
     #[error(transparent)]

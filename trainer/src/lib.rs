@@ -3,7 +3,7 @@
 //! To read in order: [`r1act`] renders rows as sequences, [`data`] packs sequences into rows of one matrix, [`ops`] are
 //! the operations on it with their gradients, `pass` strings them together into a model's forward and backward pass,
 //! [`cpu`] shares a batch among cores, and [`train`] makes steps of it. The [`model`] is frozen; what is trained is one
-//! flat vector laid out by [`adapter`].
+//! flat vector laid out by [`adapter`]; [`export`] writes it in the forms that others read.
 //!
 //! Gradients are written by hand, since candle's autograd computes those of frozen weights too, keeps every
 //! intermediate and reuses no buffer. [`stock`] is the same step under that autograd: the oracle of the tests, and the
@@ -17,6 +17,7 @@ pub mod cpu;
 pub mod data;
 pub mod engine;
 pub mod error;
+pub mod export;
 mod load;
 pub mod model;
 pub mod ops;

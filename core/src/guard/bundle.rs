@@ -37,6 +37,20 @@ pub struct Manifest {
     pub adapter: Option<PathBuf>,
 }
 
+impl Manifest {
+    /// Reads a `guard.toml`.
+    ///
+    /// # Errors
+    /// It is missing or wrong; the message names it.
+    pub fn read(path: &Path) -> Result<Self, BundleError> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => parse(&text, &name),
+            Err(source) => Err(BundleError::Io { path: name, source }),
+        }
+    }
+}
+
 /// The base model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,18 +146,6 @@ impl Calibration {
     /// The probability for a margin.
     pub fn probability(&self, margin: f64) -> f64 {
         1.0 / (1.0 + (-(margin / self.temperature + self.bias)).exp())
-    }
-}
-
-impl Manifest {
-    /// Reads and checks a `guard.toml`.
-    ///
-    /// # Errors
-    /// The file is missing or wrong; the message names it.
-    pub fn read(path: &Path) -> Result<Self, BundleError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| BundleError::Io { path: path.display().to_string(), source })?;
-        parse(&text, &path.display().to_string())
     }
 }
 

@@ -1,4 +1,4 @@
-//! LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters, in PEFT's names and files: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::{
     cell::RefCell,
@@ -33,6 +33,16 @@ pub struct Lora {
     pub b: Tensor,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
+}
+
+impl Lora {
+    /// The weight `[out, in]` with the update added: `W + scale * B A`.
+    ///
+    /// # Errors
+    /// The shapes don't fit.
+    pub fn add_to(&self, weight: &Tensor) -> Result<Tensor> {
+        Ok((weight + (self.b.matmul(&self.a)? * self.scale)?)?)
+    }
 }
 
 #[derive(Deserialize)]
@@ -91,9 +101,17 @@ impl Adapter {
         Ok(Self { path: folder.to_owned(), scale, tensors, used: RefCell::default() })
     }
 
+    /// An adapter that lies in no file: f32 tensors on the CPU under PEFT's names.
+    pub fn from_tensors(scale: f64, tensors: HashMap<String, Tensor>) -> Self {
+        Self { path: "the adapter".into(), scale, tensors, used: RefCell::default() }
+    }
+
     /// The update of a linear layer such as `model.layers.0.self_attn.q_proj`, checked against its shape; `None` where
     /// the adapter leaves the layer alone.
-    pub(super) fn get(&self, layer: &str, out: usize, input: usize) -> Result<Option<Lora>> {
+    ///
+    /// # Errors
+    /// The factors don't fit the shape, or one of them is missing.
+    pub fn get(&self, layer: &str, out: usize, input: usize) -> Result<Option<Lora>> {
         let name = |half: &str| format!("base_model.model.{layer}.lora_{half}.weight");
         let (a_name, b_name) = (name("A"), name("B"));
         let (a, b) = match (self.tensors.get(&a_name), self.tensors.get(&b_name)) {
@@ -113,8 +131,11 @@ impl Adapter {
         Ok(Some(Lora { a, b, scale: self.scale }))
     }
 
-    /// Fails if a tensor of the adapter has found no layer: half an adapter is not the adapter.
-    pub(super) fn check_all_used(&self) -> Result<()> {
+    /// Fails if a tensor of the adapter was in no answer of [`Self::get`]: half an adapter is not the adapter.
+    ///
+    /// # Errors
+    /// It names such a tensor.
+    pub fn check_all_used(&self) -> Result<()> {
         let used = self.used.borrow();
         match self.tensors.keys().filter(|&name| !used.contains(name)).min() {
             None => Ok(()),
