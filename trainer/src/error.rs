@@ -62,6 +62,20 @@ pub enum TrainError {
         /// What is wrong with it.
         problem: String,
     },
+    /// An input file can't be used.
+    #[error("{path}: {problem}")]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The teacher can't be asked, or no longer.
+    #[error("the teacher can't be used: {0}")]
+    Teacher(String),
+    /// A data set can't be read.
+    #[error(transparent)]
+    Dataset(#[from] forethought_core::dataset::DatasetError),
     /// The base model's files are wrong.
     #[error(transparent)]
     Base(#[from] forethought_core::model::ModelError),
