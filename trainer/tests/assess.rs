@@ -1,5 +1,5 @@
 //! `data assess` against a server on this machine that answers well, badly, late, or not at all.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -365,15 +365,23 @@ fn parameters_that_are_refused_are_left_out() {
 
 #[test]
 fn a_refusal_of_one_row_is_that_rows() {
-    let fake = Fake::start(|seen| match seen.text() {
-        text if text.contains("number 1-") => error(400, "", "secret: too long"),
-        _ => good(),
-    });
-    let (_folder, mut plan) = input(3);
-    plan.concurrency = 1;
-    let summary = run(&plan, &fake).unwrap();
-    assert_eq!((summary.written, summary.failed), (2, 1));
-    assert_eq!(failed(&plan)[0]["reason"], "the server answered 400");
+    fn check(refused: &'static str) {
+        let fake = Fake::start(move |seen| match seen.text() {
+            text if text.contains(refused) => error(400, "", "secret: too long"),
+            _ => good(),
+        });
+        let (_folder, mut plan) = input(3);
+        plan.concurrency = 1;
+        let summary = run(&plan, &fake).unwrap();
+        assert_eq!((summary.written, summary.failed), (2, 1));
+        assert_eq!(failed(&plan)[0]["reason"], "the server answered 400");
+        assert!(
+            fake.seen().pop().unwrap().body.get("response_format").is_some(),
+            "others are asked as before"
+        );
+    }
+    check("number 0-");
+    check("number 1-");
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! `data check` and `data import`: what they find, what they print, and how they end.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used)] // Helpers of tests are not inside of `#[test]`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -3,7 +3,7 @@
 //!
 //! [`assess`] is the run. Workers take rows from one queue and hand what they get to this thread, which alone writes:
 //! each row is appended to [`journal`]'s file and synced before it counts as done, so that a run that was stopped, or
-//! killed, goes on where it was. [`client`] asks once, [`retry`] asks until the server answers, [`answer`] decides
+//! killed, goes on where it was. [`client`] asks once, [`status`] sorts failures, [`retry`] asks until the server answers, [`answer`] decides
 //! whether an answer will do, [`prompt`] is what the teacher is told, [`budget`] keeps count of the money.
 
 pub mod answer;
@@ -12,6 +12,7 @@ pub mod client;
 pub mod journal;
 pub mod prompt;
 pub mod retry;
+pub mod status;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError, mpsc};
@@ -22,10 +23,11 @@ use serde_json::{Value, json};
 
 use self::answer::{Bounds, Phases};
 use self::budget::{Budget, Prices, estimate_tokens};
-use self::client::{Failure, Reply, Teacher};
+use self::client::{Reply, Teacher};
 use self::journal::{FailedRow, Journal};
 use self::prompt::TeacherPrompt;
 use self::retry::{Retry, Stop};
+use self::status::Failure;
 use super::record::{self, Format, Record};
 use crate::error::{Result, TrainError};
 
@@ -170,7 +172,8 @@ pub fn assess(plan: &Plan, teacher: &Teacher, stop: &Stop, watch: &mut dyn FnMut
     }
     let budget = Budget::new(plan.prices, plan.max_cost);
     let queue = Mutex::new(jobs.into_iter());
-    let (sender, outcomes) = mpsc::channel();
+    // Without room in between: no worker runs ahead of what is written.
+    let (sender, outcomes) = mpsc::sync_channel(0);
     let fatal = thread::scope(|scope| {
         for _ in 0..plan.concurrency.max(1) {
             let (sender, queue, budget) = (sender.clone(), &queue, &budget);
@@ -188,7 +191,7 @@ pub fn assess(plan: &Plan, teacher: &Teacher, stop: &Stop, watch: &mut dyn FnMut
             });
         }
         drop(sender);
-        let ended = collect(&outcomes, &mut journal, teacher, &budget, stop, &mut summary, watch);
+        let ended = collect(outcomes, &mut journal, teacher, &budget, stop, &mut summary, watch);
         // An output that can't be written ends the workers too.
         if ended.is_err() {
             stop.set();
@@ -206,7 +209,7 @@ pub fn assess(plan: &Plan, teacher: &Teacher, stop: &Stop, watch: &mut dyn FnMut
 /// Takes what the workers hand over, until all have ended: answers that are under way when the run breaks off are paid
 /// for, and kept.
 fn collect(
-    outcomes: &mpsc::Receiver<Outcome>,
+    outcomes: mpsc::Receiver<Outcome>,
     journal: &mut Journal,
     teacher: &Teacher,
     budget: &Budget,

@@ -193,7 +193,8 @@ impl Labels {
         };
         let given = choices.keys.get(&Field::Label).is_some_and(|key| !key.is_empty());
         match shape.label {
-            _ if given && !matches!(shape.label, LabelRule::Words { .. }) => Ok(Self::Words {
+            // The shape's own words are about its own column.
+            _ if given => Ok(Self::Words {
                 harmful: or(&choices.harmful, shapes::HARMFUL),
                 benign: or(&choices.benign, shapes::BENIGN),
             }),

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{Context as _, anyhow, bail, ensure};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -91,9 +91,7 @@ pub struct AssessArgs {
 pub(super) fn run(args: &AssessArgs) -> anyhow::Result<ExitCode> {
     let plan = plan(args)?;
     let key = key(args)?;
-    if key.is_some() && args.url.starts_with("http://") && !is_local(&args.url) {
-        eprintln!("warning: the key goes to {} unencrypted", args.url);
-    }
+    let has_key = key.is_some();
     let teacher = Teacher::new(Server {
         url: args.url.clone(),
         model: args.model.clone(),
@@ -101,6 +99,9 @@ pub(super) fn run(args: &AssessArgs) -> anyhow::Result<ExitCode> {
         timeout: args.timeout,
         max_tokens: args.max_tokens,
     })?;
+    if has_key && args.url.starts_with("http://") && !is_local(&args.url) {
+        eprintln!("warning: the key goes to {} unencrypted", args.url);
+    }
     let before = estimate(&plan)?;
     say_estimate(&before, &args.input);
     if args.dry_run {
@@ -141,7 +142,8 @@ fn plan(args: &AssessArgs) -> anyhow::Result<Plan> {
     let prompt = match &args.prompt {
         Some(path) => {
             let text = std::fs::read_to_string(path);
-            TeacherPrompt::new(&text.with_context(|| format!("can't read {}", path.display()))?)?
+            let text = text.with_context(|| format!("can't read {}", path.display()))?;
+            TeacherPrompt::new(&text).map_err(|problem| anyhow!("--prompt {}: {problem}", path.display()))?
         }
         None => TeacherPrompt::default(),
     };

@@ -60,7 +60,7 @@ pub struct CheckArgs {
     /// Words to list in each direction
     #[arg(long, value_name = "N", default_value_t = Limits::default().words)]
     words: usize,
-    /// Places to list of each kind of problem; --json lists all
+    /// Entries of each list; --json has all
     #[arg(long, value_name = "N", default_value_t = 20)]
     list: usize,
 }
@@ -117,8 +117,8 @@ fn shown(report: &Report, list: usize) -> String {
         harmful: sum.harmful + file.rows.harmful,
         benign: sum.benign + file.rows.benign,
     });
-    groups(&mut text, "style", &report.styles);
-    groups(&mut text, "category", &report.categories);
+    groups(&mut text, "style", &report.styles, list);
+    groups(&mut text, "category", &report.categories, list);
     tokens(&mut text, report);
     lengths_and_words(&mut text, report);
 
@@ -136,6 +136,7 @@ fn shown(report: &Report, list: usize) -> String {
     problems(&mut text, report, list);
     let _ = match report.problems {
         0 => writeln!(text, "\nno problems"),
+        1 => writeln!(text, "\n1 problem"),
         count => writeln!(text, "\n{count} problems"),
     };
     text
@@ -150,10 +151,13 @@ fn rows(text: &mut String, report: &Report) {
     *text += &table(&lines);
 }
 
-fn groups(text: &mut String, name: &str, groups: &[Group]) {
+fn groups(text: &mut String, name: &str, groups: &[Group], most: usize) {
     let mut lines = vec![row([&name, &"rows", &"harmful", &"benign"])];
-    for Group { name, rows } in groups {
+    for Group { name, rows } in groups.iter().take(most) {
         lines.push(row([name, &rows.total(), &rows.harmful, &rows.benign]));
+    }
+    if let Some(left @ 1..) = groups.len().checked_sub(most) {
+        lines.push(vec![format!("and {left} more")]);
     }
     *text += "\n";
     *text += &table(&lines);

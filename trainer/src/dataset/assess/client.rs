@@ -1,9 +1,9 @@
 //! One request to a server of the OpenAI chat API, and what its answer means for the next one.
 //!
-//! Bodies of errors may quote the prompt, so only short codes out of them are passed on; keys never are.
+//! Neither keys nor texts are ever part of a message.
 
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use ureq::Agent;
@@ -11,10 +11,13 @@ use ureq::http::{HeaderMap, StatusCode, Uri};
 use ureq::tls::{Certificate, RootCerts, TlsConfig};
 
 use super::budget::estimate_tokens;
+use super::status::{Failure, again, broken, failure, refused};
 use crate::error::TrainError;
 
 /// Most bytes of an answer.
 const MOST_BYTES: u64 = 4 << 20;
+/// Most ways of asking that are tried for one request.
+const MOST_DIALECTS: usize = 8;
 
 /// Where and how to ask.
 #[derive(Clone)]
@@ -54,16 +57,21 @@ struct Dialect {
 impl Dialect {
     const FIRST: Self = Self { json: true, temperature: true, completion_tokens: false, is_proven: false };
 
+    /// Whether requests in `other` have the same parameters.
+    fn sends_like(self, other: Self) -> bool {
+        Self { is_proven: other.is_proven, ..self } == other
+    }
+
     /// Leaves out what a refusal names; where it names nothing, what is refused most often, once. `None` where nothing
     /// is left to leave out, so that the refusal is about the row.
     fn without(self, refusal: &str) -> Option<Self> {
         let names = |name: &str| refusal.contains(name);
         if names("max_tokens") && !self.completion_tokens {
-            Some(Self { completion_tokens: true, ..self })
+            Some(Self { completion_tokens: true, is_proven: false, ..self })
         } else if names("temperature") && self.temperature {
-            Some(Self { temperature: false, ..self })
+            Some(Self { temperature: false, is_proven: false, ..self })
         } else if self.json && (names("response_format") || names("json_object") || !self.is_proven) {
-            Some(Self { json: false, ..self })
+            Some(Self { json: false, is_proven: false, ..self })
         } else {
             None
         }
@@ -80,24 +88,6 @@ pub struct Reply {
     pub tokens_in: Option<u64>,
     /// Tokens received, if the server counts.
     pub tokens_out: Option<u64>,
-}
-
-/// Why there is no answer.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// Another attempt may have one.
-    Again {
-        /// What was met.
-        reason: String,
-        /// How long the server wants to be left alone.
-        after: Option<Duration>,
-    },
-    /// There will be none for this row.
-    Row(String),
-    /// There will be none for any row.
-    Fatal(String),
-    /// The run is to end.
-    Stopped,
 }
 
 impl Teacher {
@@ -145,38 +135,41 @@ impl Teacher {
     /// # Errors
     /// There is no answer.
     pub fn ask(&self, messages: &[Value]) -> Result<Reply, Failure> {
-        loop {
-            let dialect = self.dialect();
+        let mut refusal = String::new();
+        for _ in 0..MOST_DIALECTS {
+            let dialect = *self.known();
             let (status, headers, body) = self.send(messages, dialect)?;
             match status {
                 StatusCode::OK => {
-                    // Another request may have changed it since; what this one sent is proven then no more.
-                    let mut known = self.dialect.lock().unwrap_or_else(PoisonError::into_inner);
-                    if *known == dialect {
-                        known.is_proven = true;
-                    }
+                    let mut known = self.known();
+                    known.is_proven |= known.sends_like(dialect);
                     drop(known);
                     return reply(&body);
                 }
                 StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY | StatusCode::NOT_IMPLEMENTED => {
-                    let refusal = String::from_utf8_lossy(&body);
-                    let mut known = self.dialect.lock().unwrap_or_else(PoisonError::into_inner);
-                    let same =
-                        Dialect { is_proven: false, ..*known } == Dialect { is_proven: false, ..dialect };
-                    match dialect.without(&refusal) {
-                        // Another request has found a way since.
-                        _ if !same => {}
-                        Some(next) => *known = Dialect { is_proven: false, ..next },
-                        None => return Err(Failure::Row(refused(status, &body))),
+                    refusal = refused(status, &body);
+                    let mut known = self.known();
+                    if !known.sends_like(dialect) {
+                        continue; // another request has found out more since
+                    }
+                    match known.without(&String::from_utf8_lossy(&body)) {
+                        Some(next) => *known = next,
+                        // It was about this row, and what was left out for it is no lesson.
+                        None if !known.is_proven => {
+                            *known = Dialect::FIRST;
+                            break;
+                        }
+                        None => break,
                     }
                 }
                 status => return Err(failure(status, &headers, &body)),
             }
         }
+        Err(Failure::Row(refusal))
     }
 
-    fn dialect(&self) -> Dialect {
-        *self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, Dialect> {
+        self.dialect.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn send(
@@ -212,68 +205,6 @@ fn roots() -> RootCerts {
     let native = rustls_native_certs::load_native_certs().certs;
     let certificates: Vec<_> = native.iter().map(|der| Certificate::from_der(der).to_owned()).collect();
     if certificates.is_empty() { RootCerts::WebPki } else { RootCerts::Specific(Arc::new(certificates)) }
-}
-
-/// What an error of the connection means. Its text names host and cause, never headers or bodies.
-fn broken(error: ureq::Error) -> Failure {
-    use ureq::Error;
-    match error {
-        Error::Timeout(_) => again("no answer in time"),
-        Error::HostNotFound
-        | Error::ConnectionFailed
-        | Error::Io(_)
-        | Error::Protocol(_)
-        | Error::BodyStalled => again(&format!("the connection failed: {error}")),
-        Error::BodyExceedsLimit(_) => Failure::Row("the answer is far too long".into()),
-        error => Failure::Fatal(format!("the connection can't be made: {error}")),
-    }
-}
-
-fn again(reason: &str) -> Failure {
-    Failure::Again { reason: reason.into(), after: None }
-}
-
-fn failure(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> Failure {
-    let reason = refused(status, body);
-    match status.as_u16() {
-        // No pause fills an account.
-        429 if reason.contains("insufficient_quota") => Failure::Fatal(reason),
-        408 | 409 | 429 | 500.. => Failure::Again { reason, after: retry_after(headers) },
-        401 | 403 => Failure::Fatal(format!("{reason}: is the key right (--api-key-env, --api-key-file)?")),
-        404 | 405 => Failure::Fatal(format!("{reason}: are --url and --model right?")),
-        300..=399 => Failure::Fatal(format!("{reason}: the server redirects; name the address it means")),
-        413 => Failure::Row(reason),
-        _ => Failure::Fatal(reason),
-    }
-}
-
-/// The status, and the error's code if it looks like one.
-fn refused(status: StatusCode, body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_default();
-    let error = &body["error"];
-    let is_code = |text: &&str| {
-        (1..=40).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-    };
-    let code = ["code", "type"].iter().find_map(|key| error[key].as_str().filter(is_code));
-    match code {
-        Some(code) => format!("the server answered {} ({code})", status.as_u16()),
-        None => format!("the server answered {}", status.as_u16()),
-    }
-}
-
-/// Seconds or a date, or milliseconds as OpenAI's servers say them.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let header = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
-    let number = |text: &str, unit: f64| {
-        let seconds = text.parse::<f64>().ok()? / unit;
-        Duration::try_from_secs_f64(seconds).ok()
-    };
-    if let Some(after) = header("retry-after-ms").and_then(|text| number(text, 1000.0)) {
-        return Some(after);
-    }
-    let text = header("retry-after")?;
-    let until = || httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok();
-    number(text, 1.0).or_else(until)
 }
 
 fn reply(body: &[u8]) -> Result<Reply, Failure> {
@@ -336,43 +267,8 @@ mod tests {
             "use max_completion_tokens, not max_tokens",
             Some(Dialect { completion_tokens: true, ..first }),
         );
-        check(proven, "temperature must be 1", Some(Dialect { temperature: false, ..proven }));
+        check(proven, "temperature must be 1", Some(Dialect { temperature: false, ..first }));
         check(proven, "the prompt is too long", None);
         check(Dialect { json: false, ..first }, "what?", None);
-    }
-
-    #[test]
-    fn pauses_that_servers_ask_for() {
-        fn check(name: &'static str, value: &str, expected: Option<Duration>) {
-            let headers = HeaderMap::from_iter([(name.parse().unwrap(), value.parse().unwrap())]);
-            assert_eq!(retry_after(&headers), expected, "{name}: {value}");
-        }
-        check("retry-after", "7", Some(Duration::from_secs(7)));
-        check("retry-after-ms", "250", Some(Duration::from_millis(250)));
-        check("retry-after", "-1", None);
-        check("retry-after", "soon", None);
-        check("retry-after", "Sun, 06 Nov 1994 08:49:37 GMT", None);
-        let far = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(1000));
-        let headers = HeaderMap::from_iter([("retry-after".parse().unwrap(), far.parse().unwrap())]);
-        assert!(retry_after(&headers).is_some_and(|after| after > Duration::from_secs(900)));
-    }
-
-    #[test]
-    fn failures_are_sorted_and_quote_nothing_but_codes() {
-        fn check(status: u16, body: &str, expected: fn(&Failure) -> bool) {
-            let found = failure(StatusCode::from_u16(status).unwrap(), &HeaderMap::new(), body.as_bytes());
-            assert!(expected(&found), "{status}: {found:?}");
-            assert!(!format!("{found:?}").contains("secret"), "{found:?}");
-        }
-        let again: fn(&Failure) -> bool = |f| matches!(f, Failure::Again { .. });
-        for status in [408, 409, 429, 500, 503, 529] {
-            check(status, r#"{"error": {"message": "secret", "code": "Secret secret"}}"#, again);
-        }
-        let fatal: fn(&Failure) -> bool = |f| matches!(f, Failure::Fatal(_));
-        check(429, r#"{"error": {"code": "insufficient_quota"}}"#, fatal);
-        for status in [301, 401, 403, 404] {
-            check(status, "secret", fatal);
-        }
-        check(413, "", |f| matches!(f, Failure::Row(_)));
     }
 }

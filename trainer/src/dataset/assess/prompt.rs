@@ -7,8 +7,6 @@ use forethought_core::dataset::Row;
 use forethought_core::guard::transcript;
 use serde_json::{Value, json};
 
-use crate::error::TrainError;
-
 /// Stands for the conversation, as a JSON string.
 pub const INSTRUCTION: &str = "{instruction}";
 /// Stands for `harmful` or `benign`.
@@ -57,18 +55,12 @@ impl TeacherPrompt {
     /// Another text for the user's message; the system message stays.
     ///
     /// # Errors
-    /// It lacks `{instruction}` or `{label}`.
-    pub fn new(user: &str) -> Result<Self, TrainError> {
-        for name in [INSTRUCTION, LABEL] {
-            if !user.contains(name) {
-                return Err(TrainError::Setting {
-                    setting: "--prompt",
-                    value: "this file".into(),
-                    expected: "a text with {instruction} and {label} in it ({category} may be there too)",
-                });
-            }
+    /// What it lacks.
+    pub fn new(user: &str) -> Result<Self, String> {
+        match [INSTRUCTION, LABEL].into_iter().find(|name| !user.contains(name)) {
+            Some(name) => Err(format!("it has no {name} in it")),
+            None => Ok(Self { user: user.trim().to_owned(), ..Self::default() }),
         }
-        Ok(Self { user: user.trim().to_owned(), ..Self::default() })
     }
 
     /// The messages about a row.
@@ -133,6 +125,6 @@ mod tests {
         for part in ["\"User: xyz\"", "label is benign;", "category is cyber."] {
             assert!(message.contains(part), "{message}");
         }
-        assert!(TeacherPrompt::new("{instruction}").is_err());
+        assert_eq!(TeacherPrompt::new("{instruction}").err().as_deref(), Some("it has no {label} in it"));
     }
 }

@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::client::{Failure, Reply, Teacher};
+use super::client::{Reply, Teacher};
+use super::status::Failure;
 
 /// How a server that does not answer is asked again.
 #[derive(Clone, Copy, Debug)]

@@ -82,6 +82,8 @@ pub struct PredictiveWord {
     pub is_problem: bool,
 }
 
+/// Rows of each label below which lengths prove nothing.
+const ENOUGH: usize = 20;
 /// Rows that a word must be in.
 const SEEN: usize = 5;
 /// A word is a problem where it is in one row of this many or more,
@@ -95,9 +97,12 @@ pub(super) fn lengths(items: &[Item], limits: &Limits) -> Vec<LengthLeak> {
     let leak = |part: Part| {
         let length =
             |item: &Item| part.of(item.row).map(|text| (text.chars().count() as f64, item.row.label));
+        let lengths: Vec<(f64, Verdict)> = items.iter().filter_map(length).collect();
+        let rows: Counts = lengths.iter().map(|&(_, label)| label).collect();
         // Lengths are numbers, so there is always a score.
-        let auroc = Scored::new(items.iter().filter_map(length)).ok().and_then(|scored| scored.auroc());
-        let is_problem = auroc.is_some_and(|auroc| auroc.max(1.0 - auroc) > limits.length_auroc);
+        let auroc = Scored::new(lengths).ok().and_then(|scored| scored.auroc());
+        let is_leak = auroc.is_some_and(|auroc| auroc.max(1.0 - auroc) > limits.length_auroc);
+        let is_problem = is_leak && rows.harmful.min(rows.benign) >= ENOUGH;
         LengthLeak { part, auroc, is_problem }
     };
     Part::ALL.map(leak).to_vec()
