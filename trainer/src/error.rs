@@ -136,6 +136,17 @@ pub enum TrainError {
         /// What it may be.
         tolerance: f64,
     },
+    /// An input file can't be used.
+    #[error("{path}: {problem}")]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it, and what to do.
+        problem: String,
+    },
+    /// The teacher can't be asked, or no longer.
+    #[error("the teacher can't be used: {0}")]
+    Teacher(String),
     /// The base model's files are wrong.
     #[error(transparent)]
     Base(#[from] forethought_core::model::ModelError),

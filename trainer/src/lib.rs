@@ -1,5 +1,7 @@
 //! Tunes the guard: R1-Act examples in, a PEFT adapter out.
 //!
+//! [`dataset`] is about what it learns from: data sets are checked, converted, and given phases by a teacher.
+//!
 //! To read in order: [`r1act`] renders rows as sequences, [`data`] packs sequences into rows of one matrix, [`ops`] are
 //! the operations on it with their gradients, `pass` strings them together into a model's forward and backward pass,
 //! [`cpu`] shares a batch among cores, and [`train`] makes steps of it. The [`model`] is frozen; what is trained is one
@@ -15,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod cpu;
 pub mod data;
+pub mod dataset;
 pub mod engine;
 pub mod error;
 pub mod export;
