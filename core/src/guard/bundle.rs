@@ -177,7 +177,20 @@ struct Builtin {
 
 /// The tuned guard, and the same base model untuned.
 const BUILTIN: [Builtin; 2] = [
-    Builtin { name: "default", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },
+    Builtin {
+        name: "default",
+        manifest: include_str!("../../bundles/default/guard.toml"),
+        files: &[
+            (
+                "adapter/adapter_config.json",
+                include_bytes!("../../bundles/default/adapter/adapter_config.json"),
+            ),
+            (
+                "adapter/adapter_model.safetensors",
+                include_bytes!("../../bundles/default/adapter/adapter_model.safetensors"),
+            ),
+        ],
+    },
     Builtin { name: "base", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },
 ];
 
