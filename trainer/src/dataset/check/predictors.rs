@@ -69,7 +69,7 @@ pub struct LengthLeak {
 pub struct PredictiveWord {
     /// In which text.
     pub part: Part,
-    /// The word, normalised. Only words of at least [`SEEN`] rows are listed.
+    /// The word, normalised. Only words of at least `SEEN` rows are listed.
     pub word: String,
     /// Rows with it.
     #[serde(flatten)]
