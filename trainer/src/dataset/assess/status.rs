@@ -2,6 +2,7 @@
 //!
 //! Bodies of errors may quote the prompt, so only short codes out of them are passed on.
 
+use std::io;
 use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
@@ -30,6 +31,10 @@ pub(super) fn broken(error: ureq::Error) -> Failure {
     use ureq::Error;
     match error {
         Error::Timeout(_) => again("no answer in time"),
+        // So TLS reports a certificate that is not trusted: no other attempt will find a better one.
+        Error::Io(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            Failure::Fatal(format!("no secure connection: {cause}"))
+        }
         Error::HostNotFound
         | Error::ConnectionFailed
         | Error::Io(_)
@@ -105,6 +110,13 @@ mod tests {
         let far = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(1000));
         let headers = HeaderMap::from_iter([("retry-after".parse().unwrap(), far.parse().unwrap())]);
         assert!(retry_after(&headers).is_some_and(|after| after > Duration::from_secs(900)));
+    }
+
+    #[test]
+    fn a_certificate_that_is_not_trusted_ends_the_run() {
+        let cause = |kind| ureq::Error::Io(io::Error::new(kind, "invalid peer certificate"));
+        assert!(matches!(broken(cause(io::ErrorKind::InvalidData)), Failure::Fatal(_)));
+        assert!(matches!(broken(cause(io::ErrorKind::ConnectionReset)), Failure::Again { .. }));
     }
 
     #[test]
