@@ -54,7 +54,7 @@ pub struct ExportArgs {
     #[arg(long, value_name = "FILE")]
     data: Option<PathBuf>,
     /// How far the worst logit may be off, in standard deviations of the logits [default: by format]
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", allow_negative_numbers = true)]
     tolerance: Option<f64>,
 }
 
