@@ -207,8 +207,9 @@ fn llama_cpp_agrees() {
     assert_eq!(results.len(), names.len());
     for ((name, quant), result) in names.iter().zip(results) {
         println!("{name}: {result:?}");
-        // llama.cpp holds keys and values in f16, and quantises what goes into a quantised matrix as well.
-        let (worst, same) = if *quant == Quant::F16 { (0.01, 0.99) } else { (0.1, 0.8) };
+        // llama.cpp holds keys and values in f16, and quantises what goes into a quantised matrix as well, in a way that
+        // depends on the processor. A matrix read wrongly gives errors above 1.
+        let (worst, same) = if *quant == Quant::F16 { (0.01, 0.95) } else { (0.3, 0.7) };
         assert_eq!(result.other_ids, 0, "{name}");
         assert!(result.worst < worst, "{name}: {result:?}");
         assert!(result.same as f64 >= same * result.positions as f64, "{name}: {result:?}");
