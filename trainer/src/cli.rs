@@ -2,6 +2,7 @@
 
 pub mod data;
 pub mod export;
+pub mod probe;
 pub mod sft;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ struct Cli {
 enum Command {
     /// Tune an adapter on R1-Act examples
     Sft(sft::SftArgs),
+    /// Fit probes on the guard's hidden states and write them as ONNX
+    Probe(probe::ProbeArgs),
     /// Write a tuned adapter as a PEFT folder, merged weights or a guard bundle, and check what was written
     Export(export::ExportArgs),
     /// Check, write and convert training data
@@ -39,6 +42,7 @@ pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let outcome = match command {
         Command::Sft(args) => sft::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Data { command } => data::run(&command),
     };

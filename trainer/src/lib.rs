@@ -19,6 +19,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 mod pass;
+pub mod probe;
 pub mod r1act;
 pub mod schedule;
 pub mod state;
