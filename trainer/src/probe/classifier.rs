@@ -323,3 +323,102 @@ pub fn sigmoid(z: f64) -> f64 {
 fn softplus(z: f64) -> f64 {
     z.max(0.0) + (-z.abs()).exp().ln_1p()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Four columns of very different scales, by a rule that Python can follow.
+    fn data() -> (Vec<f32>, Vec<Verdict>) {
+        let value = |i: usize, j: usize| {
+            ((i * (7 + 2 * j) + i * i * (3 + j) + 5 * j) % 23) as f64 / 23.0 * 10f64.powi(j as i32 - 1)
+        };
+        let states = (0..60).flat_map(|i| (0..4).map(move |j| value(i, j) as f32)).collect();
+        let labels = "010011001000100100110000000001001000010000000001000101100010".chars();
+        let label = |c| if c == '1' { Verdict::Harmful } else { Verdict::Benign };
+        (states, labels.map(label).collect())
+    }
+
+    /// Expected: scikit-learn 1.9.1, `LogisticRegression(C=C, class_weight="balanced", tol=1e-10)` on
+    /// `StandardScaler().fit_transform(states)`.
+    #[test]
+    fn logistic_regression_agrees_with_scikit_learn() {
+        fn check(c: f64, weight: [f32; 4], bias: f32) {
+            let (states, labels) = data();
+            let problem = Problem::new(&states, &labels);
+            for found in
+                [problem.fit(&FitSettings { hidden: 0, c, seed: 0 }), problem.path(&[1e-3, c]).remove(1)]
+            {
+                let pairs = found.output.weight.iter().zip(&weight).chain([(&found.output.bias[0], &bias)]);
+                for (found, expected) in pairs {
+                    assert!((found - expected).abs() < 1e-3, "C = {c}: {found} is not {expected}");
+                }
+            }
+        }
+        check(0.01, [0.101_940_22, 0.061_713_378, -0.048_178_632, -0.025_629_092], -0.030_044_446);
+        check(1.0, [1.334_222_4, 1.047_357_1, -0.195_792_26, -0.207_529_9], -0.474_832_13);
+    }
+
+    #[test]
+    fn a_network_learns_what_no_line_divides() {
+        // Harmful where both values have the same sign; the third never changes.
+        let points =
+            (0..400).map(|i| ((i * 37 % 101) as f32 / 50.0 - 1.0, (i * 53 % 97) as f32 / 48.0 - 1.0));
+        let states: Vec<f32> = points.clone().flat_map(|(a, b)| [a, b, 7.0]).collect();
+        let same = |(a, b): (f32, f32)| if a * b > 0.0 { Verdict::Harmful } else { Verdict::Benign };
+        let labels: Vec<Verdict> = points.map(same).collect();
+        let right = |hidden: usize| {
+            let settings = FitSettings { hidden, c: 10.0, seed: 3 };
+            let classifier = Problem::new(&states, &labels).fit(&settings);
+            assert_eq!(
+                classifier,
+                Problem::new(&states, &labels).fit(&settings),
+                "another fit, another result"
+            );
+            let found = classifier.probabilities(&states);
+            found.iter().zip(&labels).filter(|(p, l)| (**p > 0.5) == (**l == Verdict::Harmful)).count()
+        };
+        assert!(right(0) < 260, "{}", right(0));
+        assert!(right(8) > 380, "{}", right(8));
+    }
+
+    #[test]
+    fn gradients_are_those_of_the_loss() {
+        let (states, labels) = data();
+        let problem = Problem::new(&states, &labels);
+        for hidden in [0, 3] {
+            let settings = FitSettings { hidden, c: 0.5, seed: 1 };
+            let loss = |p: &[f64], g: &mut [f64]| match hidden {
+                0 => problem.linear_loss(p, g, 0.1, &mut Buffers::default()),
+                _ => problem.mlp_loss(p, g, hidden, 0.1, &mut Buffers::default()),
+            };
+            let p = if hidden == 0 { vec![0.3; 5] } else { problem.random_start(&settings) };
+            let mut gradient = vec![0.0; p.len()];
+            loss(&p, &mut gradient);
+            for i in 0..p.len() {
+                let at = |by: f64| {
+                    let mut p = p.clone();
+                    p[i] += by;
+                    loss(&p, &mut vec![0.0; p.len()])
+                };
+                let slope = (at(1e-3) - at(-1e-3)) / 2e-3;
+                assert!((slope - gradient[i]).abs() < 1e-3, "{hidden} {i}: {slope} is not {}", gradient[i]);
+            }
+        }
+    }
+
+    #[test]
+    fn calibration_finds_the_odds() {
+        // Of those with logit 1, three in four are harmful; of those with -1, one in four.
+        let harmful = |i: usize| i % 4 != 0;
+        let logits: Vec<f64> = (0..2000).map(|i| if i < 1000 { 1.0 } else { -1.0 }).collect();
+        let label = |i: usize| if harmful(i) == (i < 1000) { Verdict::Harmful } else { Verdict::Benign };
+        let labels: Vec<Verdict> = (0..2000).map(label).collect();
+        let (slope, shift) = platt(&logits, &labels);
+        assert!((slope - 3f64.ln()).abs() < 0.02 && shift.abs() < 0.02, "{slope} {shift}");
+        // Perfect separation has an answer too.
+        let (slope, shift) =
+            platt(&[2.0, 1.0, -1.0, -3.0], &[0, 0, 1, 1].map(|i| [Verdict::Harmful, Verdict::Benign][i]));
+        assert!(slope > 0.0 && slope.is_finite() && shift.is_finite());
+    }
+}

@@ -138,7 +138,7 @@ mod tests {
         let bowl = |x: &[f64], g: &mut [f64]| {
             let mut sum = 0.0;
             for (i, (x, g)) in x.iter().zip(g).enumerate() {
-                let (scale, off) = (1.5f64.powi(i as i32), x - i as f64);
+                let (scale, off) = (1.2f64.powi(i as i32), x - i as f64);
                 *g = scale * off;
                 sum += scale * off * off / 2.0;
             }

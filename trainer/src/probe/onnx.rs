@@ -252,7 +252,7 @@ mod tests {
         for i in 0..rows {
             let label = if i % 3 == 0 { Verdict::Harmful } else { Verdict::Benign };
             let shift = if label == Verdict::Harmful { 1.0 } else { -1.0 };
-            let noise = (0..WIDTH).map(|j| (rng.random_range(-2.0..2.0) + if j == 0 { shift } else { 0.0 }));
+            let noise = (0..WIDTH).map(|j| rng.random_range(-2.0..2.0) + if j == 0 { shift } else { 0.0 });
             states.extend(noise.enumerate().map(|(j, v): (usize, f32)| v * 4f32.powi(j as i32 - 6) + 100.0));
             labels.push(label);
         }
