@@ -10,6 +10,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod decoder;
 pub mod device;
+pub mod gguf;
 pub mod linear;
 pub mod q8;
 mod rope;

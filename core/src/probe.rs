@@ -1,7 +1,6 @@
 //! Probes: what the guard's hidden states say of a conversation before the guard has said anything.
 
 pub mod pool;
-pub mod trace;
 
 use std::{fmt, str::FromStr};
 

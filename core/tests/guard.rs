@@ -22,7 +22,7 @@ fn tiny() -> PathBuf {
 }
 
 fn bundle() -> TestResult<Bundle> {
-    let mut bundle = Bundle::builtin()?;
+    let mut bundle = Bundle::builtin("base")?;
     let manifest = &mut bundle.manifest;
     manifest.base.sha256 = None;
     // The tiny tokenizer cuts both labels of the real template after the same letter.

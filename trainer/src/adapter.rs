@@ -50,17 +50,19 @@ impl Projection {
         }
     }
 
-    fn parent(self) -> &'static str {
-        match self {
+    /// Its module's path in the model.
+    pub fn module(self, block: usize) -> String {
+        let parent = match self {
             Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
             Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
-        }
+        };
+        format!("model.layers.{block}.{parent}.{}", self.name())
     }
 }
 
 /// Which projections are adapted, and how.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, default)]
 pub struct LoraConfig {
     /// Rank of the factors.
     pub rank: usize,
@@ -165,8 +167,7 @@ impl Layout {
         shape: [usize; 2],
     ) -> Range<usize> {
         let range = self.len..self.len + shape[0] * shape[1];
-        let (parent, name) = (projection.parent(), projection.name());
-        let name = format!("base_model.model.model.layers.{block}.{parent}.{name}.{factor}.weight");
+        let name = format!("base_model.model.{}.{factor}.weight", projection.module(block));
         self.factors.push(Factor { name, shape, range: range.clone() });
         self.len = range.end;
         range

@@ -1,8 +1,10 @@
 //! The commands. This file only wires: it reads flags, hands them to a command, and maps the outcome to an exit code.
 
+pub mod calibrate;
 pub mod data;
 pub mod export;
 pub mod probe;
+pub mod report;
 pub mod sft;
 
 use std::process::ExitCode;
@@ -30,6 +32,10 @@ enum Command {
     Probe(probe::ProbeArgs),
     /// Write a tuned adapter as a PEFT folder, merged weights or a guard bundle, and check what was written
     Export(export::ExportArgs),
+    /// Fit the probabilities of a bundle's verdicts to scored rows
+    Calibrate(calibrate::CalibrateArgs),
+    /// Write a bundle's EVAL.md: how it was made and what it scores
+    Report(report::ReportArgs),
     /// Check, write and convert training data
     Data {
         #[command(subcommand)]
@@ -44,6 +50,8 @@ pub fn main() -> ExitCode {
         Command::Sft(args) => sft::run(&args),
         Command::Probe(args) => probe::run(&args),
         Command::Export(args) => export::run(&args),
+        Command::Calibrate(args) => calibrate::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Data { command } => data::run(&command),
     };
     outcome.unwrap_or_else(|error| {

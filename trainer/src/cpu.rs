@@ -204,7 +204,7 @@ const TOGETHER: usize = 16;
 
 impl BatchLoss {
     /// The size of a batch, its loss still unknown.
-    fn new(examples: &[&Example]) -> Self {
+    pub(crate) fn new(examples: &[&Example]) -> Self {
         let weight = examples.iter().map(|example| example.weight()).sum();
         Self { loss: 0.0, weight, tokens: examples.iter().map(|example| example.positions()).sum() }
     }

@@ -85,13 +85,22 @@ pub fn check_prompts(prompts: &[&[u32]], vocabulary: usize) -> Result<()> {
     Ok(())
 }
 
-/// The order in which a run sees its examples: each once an epoch, shuffled anew for every epoch.
+/// How often a source's items are drawn in an epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Draws {
+    /// Items of the source.
+    pub items: usize,
+    /// Draws of them in an epoch: every item is drawn equally often, or once more than another.
+    pub draws: usize,
+}
+
+/// The order in which a run sees its items, shuffled anew for every epoch.
 ///
 /// A step's batch follows from the seed and the step alone, so a resumed run needs no state of a generator. Batches
 /// mix lengths: packing pads nothing, so sorting by length would only make the order less random.
 #[derive(Clone, Debug)]
 pub struct Shuffle {
-    examples: usize,
+    sources: Vec<Draws>,
     batch: usize,
     seed: u64,
     epoch: usize,
@@ -99,29 +108,37 @@ pub struct Shuffle {
 }
 
 impl Shuffle {
-    /// The order for this many examples in batches of `batch`, both at least 1.
-    pub fn new(examples: usize, batch: usize, seed: u64) -> Self {
-        Self { examples, batch, seed, epoch: 0, order: Vec::new() }
+    /// The order for sources whose items are numbered through, in batches of `batch`, at least 1.
+    pub fn new(sources: Vec<Draws>, batch: usize, seed: u64) -> Self {
+        Self { sources, batch, seed, epoch: 0, order: Vec::new() }
     }
 
     /// Batches an epoch; the last one may be smaller.
     pub fn steps_an_epoch(&self) -> usize {
-        self.examples.div_ceil(self.batch)
+        self.sources.iter().map(|source| source.draws).sum::<usize>().div_ceil(self.batch)
     }
 
-    /// The examples of a step, counted from 0.
+    /// The items of a step, counted from 0.
     pub fn batch(&mut self, step: usize) -> &[usize] {
         let (epoch, index) = (step / self.steps_an_epoch(), step % self.steps_an_epoch());
         if self.order.is_empty() || epoch != self.epoch {
             let mut seed = [0; 32];
             seed[..8].copy_from_slice(&self.seed.to_le_bytes());
             seed[8..16].copy_from_slice(&(epoch as u64).to_le_bytes());
-            self.order = (0..self.examples).collect();
-            self.order.shuffle(&mut StdRng::from_seed(seed));
+            let rng = &mut StdRng::from_seed(seed);
+            self.order.clear();
+            let mut first = 0;
+            for source in &self.sources {
+                let mut items: Vec<usize> = (first..first + source.items).collect();
+                items.shuffle(rng);
+                self.order.extend(items.iter().cycle().take(source.draws));
+                first += source.items;
+            }
+            self.order.shuffle(rng);
             self.epoch = epoch;
         }
         let start = index * self.batch;
-        &self.order[start..(start + self.batch).min(self.examples)]
+        &self.order[start..(start + self.batch).min(self.order.len())]
     }
 }
 
@@ -219,8 +236,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_epoch_holds_every_example_once() {
-        let mut shuffle = Shuffle::new(10, 4, 3);
+    fn every_epoch_holds_every_item_once() {
+        let new = |seed| Shuffle::new(vec![Draws { items: 10, draws: 10 }], 4, seed);
+        let mut shuffle = new(3);
         let mut epochs = Vec::new();
         for epoch in 0..3 {
             let steps = epoch * 3..(epoch + 1) * 3;
@@ -232,8 +250,22 @@ mod tests {
         }
         assert_ne!(epochs[0], epochs[1]);
         // Any step, out of order, is what it was.
-        assert_eq!(Shuffle::new(10, 4, 3).batch(4), &epochs[1][4..8]);
-        assert_ne!(Shuffle::new(10, 4, 4).batch(0), &epochs[0][..4]);
+        assert_eq!(new(3).batch(4), &epochs[1][4..8]);
+        assert_ne!(new(4).batch(0), &epochs[0][..4]);
+    }
+
+    #[test]
+    fn sources_are_drawn_as_often_as_asked() {
+        let sources = vec![Draws { items: 4, draws: 2 }, Draws { items: 3, draws: 7 }];
+        let mut shuffle = Shuffle::new(sources, 5, 1);
+        assert_eq!(shuffle.steps_an_epoch(), 2);
+        let mut seen = [0; 7];
+        for step in 0..2 {
+            shuffle.batch(step).iter().for_each(|&item| seen[item] += 1);
+        }
+        assert_eq!(seen[..4].iter().sum::<i32>(), 2);
+        assert!(seen[..4].iter().all(|&n| n <= 1), "{seen:?}");
+        assert!(seen[4..].iter().all(|&n| n == 2 || n == 3), "{seen:?}");
     }
 
     #[test]

@@ -56,9 +56,7 @@ pub fn render(
     weights: &PhaseWeights,
 ) -> Result<Example> {
     let mut example = Example::default();
-    example.extend(&prompt.prefix, 0.0);
-    example.extend(&tokenizer.encode_text(&transcript::render(&row.conversation))?, 0.0);
-    example.extend(&prompt.suffix, 0.0);
+    example.extend(&render_prompt(row, prompt, tokenizer)?, 0.0);
     let phase = |name: &'static str, text: &Option<String>| match text.as_deref().map(str::trim) {
         Some(text) if !text.is_empty() => Ok(tokenizer.encode_text(&format!(" {text}"))?),
         _ => Err(TrainError::Row { line: row.line, problem: format!("it has no `{name}`") }),
@@ -87,6 +85,15 @@ pub fn render(
         }
     }
     Ok(example)
+}
+
+/// All that the guard reads before it writes or judges.
+///
+/// # Errors
+/// When the tokenizer fails on the row's text.
+pub fn render_prompt(row: &Row, prompt: &Prompt, tokenizer: &Tokenizer) -> Result<Vec<u32>> {
+    let transcript = tokenizer.encode_text(&transcript::render(&row.conversation))?;
+    Ok([&prompt.prefix, &transcript, &prompt.suffix].map(Vec::as_slice).concat())
 }
 
 /// Appends the heading that follows a phase. Its first token is the line's end, by which the model says that the phase

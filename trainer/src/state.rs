@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::adapter::{Layout, LoraConfig};
 use crate::error::{Result, TrainError};
+use crate::model::Dimensions;
 use crate::optim::AdamW;
 
 /// Name of the adapter's file.
@@ -85,13 +86,8 @@ impl State {
     /// # Errors
     /// When a file is missing or damaged, or is of an adapter with another layout.
     pub fn load(folder: &Path, layout: &Layout) -> Result<Self> {
-        let path = folder.join(STATE_FILE);
-        let json = read_file(&path)?;
-        let file: StateFile = serde_json::from_slice(&json)
-            .map_err(|error| TrainError::Checkpoint { path, reason: error.to_string() })?;
-        let mut values = vec![0.0; layout.len];
-        let wanted = layout.factors.iter().map(|f| (f.name.as_str(), f.shape.to_vec(), f.range.clone()));
-        read_tensors(&folder.join(ADAPTER_FILE), wanted, &mut values)?;
+        let file = read_state_file(folder)?;
+        let values = read_adapter(folder, layout)?;
         let mut moments = vec![0.0; 2 * layout.len];
         let (mean, square) = (0..layout.len, layout.len..2 * layout.len);
         let wanted =
@@ -101,6 +97,30 @@ impl State {
         let optimizer = AdamW { mean: moments, square, steps: file.optimizer_steps };
         Ok(Self { progress: file.progress, values, optimizer })
     }
+}
+
+/// Reads the adapter alone out of a saved state, for a model of these dimensions.
+///
+/// # Errors
+/// As for [`State::load`].
+pub fn load_adapter(folder: &Path, dimensions: &Dimensions) -> Result<(Progress, Layout, Vec<f32>)> {
+    let StateFile { progress, .. } = read_state_file(folder)?;
+    let layout = Layout::new(dimensions, &progress.lora);
+    let values = read_adapter(folder, &layout)?;
+    Ok((progress, layout, values))
+}
+
+fn read_adapter(folder: &Path, layout: &Layout) -> Result<Vec<f32>> {
+    let mut values = vec![0.0; layout.len];
+    let wanted = layout.factors.iter().map(|f| (f.name.as_str(), f.shape.to_vec(), f.range.clone()));
+    read_tensors(&folder.join(ADAPTER_FILE), wanted, &mut values)?;
+    Ok(values)
+}
+
+fn read_state_file(folder: &Path) -> Result<StateFile> {
+    let path = folder.join(STATE_FILE);
+    let json = read_file(&path)?;
+    serde_json::from_slice(&json).map_err(|error| TrainError::Checkpoint { path, reason: error.to_string() })
 }
 
 #[derive(Serialize, Deserialize)]
@@ -160,7 +180,7 @@ fn read_tensors<'a>(
 }
 
 /// Writes a file and waits until the disk has it.
-fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     let write = || {
         let mut file = File::create(path)?;
         file.write_all(bytes)?;

@@ -1,7 +1,8 @@
 //! The same training step out of stock candle operations and candle's autograd: any device, no hand-written gradient.
 //!
-//! Sequences share nothing here. It is the test oracle of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is
-//! the identity that keeps candle from computing the gradients of frozen weights.
+//! Sequences share nothing here, and weights are f32 on the device, whatever they were rounded to. It is the test oracle
+//! of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is the identity that keeps
+//! candle from computing the gradients of frozen weights.
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -106,21 +107,66 @@ impl StockModel {
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
 
+    /// `sum of weight * nll` over the batch, as [`Self::gradients`] has it, without gradients.
+    ///
+    /// # Errors
+    /// When the device fails or is out of memory.
+    pub fn loss(&self, layout: &Layout, values: &[f32], examples: &[&Example]) -> Result<f64> {
+        let values = Tensor::new(values, &self.device)?;
+        Ok(f64::from(self.weighted_nll(layout, &values, examples)?.to_scalar::<f32>()?))
+    }
+
+    /// For each prompt the log-probabilities of `candidates` as its next token. No prompt may be empty.
+    ///
+    /// # Errors
+    /// When the device fails or is out of memory.
+    pub fn log_probabilities(
+        &self,
+        layout: &Layout,
+        values: &[f32],
+        prompts: &[&[u32]],
+        candidates: &[u32],
+    ) -> Result<Vec<Vec<f32>>> {
+        let values = Tensor::new(values, &self.device)?;
+        let ends = prompts.iter().scan(0, |end, prompt| {
+            *end += prompt.len() as u32;
+            Some(*end - 1)
+        });
+        let logits = self.logits(layout, &values, prompts, ends.collect())?;
+        let lse = log_sum_exp(&logits)?; // [prompts]
+        let candidates = Tensor::new(candidates, &self.device)?;
+        let found = logits.index_select(&candidates, 1)?.broadcast_sub(&lse.unsqueeze(1)?)?;
+        Ok(found.to_vec2()?)
+    }
+
     /// `sum of weight * nll` over the batch, as a scalar with its graph.
     fn weighted_nll(&self, layout: &Layout, values: &Tensor, examples: &[&Example]) -> Result<Tensor> {
-        let (mut tokens, mut lengths) = (Vec::new(), Vec::new());
+        let (mut inputs, mut start) = (Vec::new(), 0);
         let (mut rows, mut wanted, mut weights) = (Vec::new(), Vec::new(), Vec::new());
         for example in examples {
             let predicted = example.tokens.iter().zip(&example.weights).skip(1);
-            for (row, (&token, &weight)) in (tokens.len() as u32..).zip(predicted) {
+            for (row, (&token, &weight)) in (start..).zip(predicted).filter(|(_, (_, weight))| **weight > 0.0)
+            {
                 rows.push(row);
                 wanted.push(token);
                 weights.push(weight);
             }
-            tokens.extend_from_slice(&example.tokens[..example.positions()]);
-            lengths.push(example.positions());
+            inputs.push(&example.tokens[..example.positions()]);
+            start += example.positions() as u32;
         }
-        let tokens = Tensor::new(tokens, &self.device)?;
+        if rows.is_empty() {
+            return Ok((values.sum_all()? * 0.0)?);
+        }
+        let logits = self.logits(layout, values, &inputs, rows)?;
+        let wanted = Tensor::new(wanted, &self.device)?.unsqueeze(1)?;
+        let nll = (log_sum_exp(&logits)? - logits.gather(&wanted, 1)?.squeeze(1)?)?;
+        Ok((nll * Tensor::new(weights, &self.device)?)?.sum_all()?)
+    }
+
+    /// Logits `[rows, vocabulary]` of the chosen rows of all sequences, one after the other.
+    fn logits(&self, layout: &Layout, values: &Tensor, inputs: &[&[u32]], rows: Vec<u32>) -> Result<Tensor> {
+        let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
+        let tokens = Tensor::new(inputs.concat(), &self.device)?;
         let mut x = self.embedding.index_select(&tokens, 0)?;
         for (block, slots) in self.blocks.iter().zip(&layout.blocks) {
             let eps = self.dimensions.norm_eps;
@@ -134,13 +180,7 @@ impl StockModel {
             x = (x + lora(&block.down, &slots.down, &activation)?)?;
         }
         let x = x.index_select(&Tensor::new(rows, &self.device)?, 0)?;
-        let logits = frozen_matmul(&norm(&x, &self.norm, self.dimensions.norm_eps)?, &self.head)?;
-        let shift = logits.max_keepdim(D::Minus1)?.detach();
-        let lse =
-            (logits.broadcast_sub(&shift)?.exp()?.sum_keepdim(D::Minus1)?.log()? + shift)?.squeeze(1)?;
-        let wanted = Tensor::new(wanted, &self.device)?.unsqueeze(1)?;
-        let nll = (lse - logits.gather(&wanted, 1)?.squeeze(1)?)?;
-        Ok((nll * Tensor::new(weights, &self.device)?)?.sum_all()?)
+        frozen_matmul(&norm(&x, &self.norm, self.dimensions.norm_eps)?, &self.head)
     }
 
     /// Attention of a block, one sequence at a time: `[T, width]` to `[T, query_width]`.
@@ -194,6 +234,13 @@ impl StockModel {
         let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
         Ok(Tensor::cat(&[first, second], 2)?)
     }
+}
+
+/// `[rows, columns]` to `[rows]`.
+fn log_sum_exp(logits: &Tensor) -> Result<Tensor> {
+    let shift = logits.max_keepdim(D::Minus1)?.detach();
+    let sum = logits.broadcast_sub(&shift)?.exp()?.sum_keepdim(D::Minus1)?;
+    Ok((sum.log()? + shift)?.squeeze(1)?)
 }
 
 fn norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {

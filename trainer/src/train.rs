@@ -4,9 +4,12 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use forethought_core::model::DeviceChoice;
+
 use crate::adapter::{Layout, LoraConfig};
-use crate::cpu::{BatchLoss, CpuEngine, CpuSettings};
-use crate::data::{self, Example, Shuffle};
+use crate::cpu::{BatchLoss, CpuSettings};
+use crate::data::{self, Draws, Example, Shuffle};
+use crate::engine::Engine;
 use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
 use crate::optim::{self, AdamConfig, AdamW};
@@ -28,6 +31,8 @@ pub struct TrainConfig {
     pub warmup: usize,
     /// Passes over all items.
     pub epochs: usize,
+    /// Length of the run in steps, instead of `epochs`.
+    pub steps: Option<usize>,
     /// Items a step. However many, memory is bounded by [`CpuSettings::tokens`].
     pub batch: usize,
     /// Highest norm of the gradients; larger ones are scaled down.
@@ -36,6 +41,8 @@ pub struct TrainConfig {
     pub seed: u64,
     /// How steps are run.
     pub cpu: CpuSettings,
+    /// Where.
+    pub device: DeviceChoice,
 }
 
 impl Default for TrainConfig {
@@ -47,12 +54,24 @@ impl Default for TrainConfig {
             decay: Decay::Cosine,
             warmup: 5,
             epochs: 15,
+            steps: None,
             batch: 16,
             clip: Some(1.0),
             seed: 42,
             cpu: CpuSettings::default(),
+            device: DeviceChoice::Cpu,
         }
     }
+}
+
+/// Items that are drawn alike.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// An item is one or more sequences that are always drawn together, such as the two forms of a row: what they have
+    /// in common is computed once.
+    pub items: Vec<Vec<Example>>,
+    /// Draws in an epoch.
+    pub draws: usize,
 }
 
 /// What a step did.
@@ -72,7 +91,7 @@ pub struct StepReport {
 pub struct Trainer {
     config: TrainConfig,
     layout: Arc<Layout>,
-    engine: CpuEngine,
+    engine: Engine,
     items: Vec<Vec<Example>>,
     shuffle: Shuffle,
     schedule: Schedule,
@@ -81,32 +100,44 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run from the start. An item is one or more sequences that are always drawn together, such as the two forms of a
-    /// row: what they have in common is computed once.
+    /// A run from the start.
     ///
     /// # Errors
     /// When the model is inconsistent, an example does not fit it, or a setting has no meaning.
-    pub fn new(model: Arc<FrozenModel>, items: Vec<Vec<Example>>, config: TrainConfig) -> Result<Self> {
+    pub fn new(model: Arc<FrozenModel>, sources: Vec<Source>, config: TrainConfig) -> Result<Self> {
+        let draws: Vec<Draws> =
+            sources.iter().map(|s| Draws { items: s.items.len(), draws: s.draws }).collect();
         let positive = [
-            ("rank", config.lora.rank),
-            ("epochs", config.epochs),
-            ("batch", config.batch),
-            ("the number of examples", items.len()),
+            ("adapter.rank", config.lora.rank),
+            ("train.epochs", config.steps.unwrap_or(config.epochs)),
+            ("train.batch", config.batch),
+            ("the number of examples drawn", draws.iter().filter(|d| d.items > 0).map(|d| d.draws).sum()),
         ];
         if let Some((setting, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Setting { setting, value: "0".into(), expected: "at least 1" });
         }
+        let items: Vec<Vec<Example>> = sources.into_iter().flat_map(|source| source.items).collect();
         data::check(&items.iter().flatten().collect::<Vec<_>>(), model.dimensions.vocabulary)?;
         let layout = Arc::new(Layout::new(&model.dimensions, &config.lora));
-        let engine = CpuEngine::new(model, layout.clone(), config.cpu.clone())?;
-        let shuffle = Shuffle::new(items.len(), config.batch, config.seed);
-        let steps = config.epochs * shuffle.steps_an_epoch();
+        let device = config.device.open()?;
+        let engine = Engine::new(model, layout.clone(), config.cpu.clone(), &device)?;
+        let shuffle = Shuffle::new(draws, config.batch, config.seed);
+        let steps = config.steps.unwrap_or(config.epochs * shuffle.steps_an_epoch());
         let schedule = Schedule { rate: config.rate, decay: config.decay, warmup: config.warmup, steps };
         let progress =
             Progress { step: 0, lora: config.lora.clone(), seed: config.seed, workers: config.cpu.workers };
         let state = State { progress, values: layout.init(config.seed), optimizer: AdamW::new(layout.len) };
         let grads = vec![0.0; layout.len];
         Ok(Self { config, layout, engine, items, shuffle, schedule, state, grads })
+    }
+
+    /// Begins with the adapter of a saved state, of whatever run, instead of one that changes nothing.
+    ///
+    /// # Errors
+    /// When the state can't be read or its adapter has another shape.
+    pub fn begin_with(&mut self, folder: &Path) -> Result<()> {
+        self.state.values = State::load(folder, &self.layout)?.values;
+        Ok(())
     }
 
     /// Goes on from a saved state, exactly as if the run had not stopped.
@@ -139,6 +170,11 @@ impl Trainer {
         self.schedule.steps
     }
 
+    /// Steps of one pass over the items.
+    pub fn steps_an_epoch(&self) -> usize {
+        self.shuffle.steps_an_epoch()
+    }
+
     /// What the run has come to.
     pub fn state(&self) -> &State {
         &self.state
@@ -150,7 +186,7 @@ impl Trainer {
     }
 
     /// The engine, to evaluate with.
-    pub fn engine(&mut self) -> (&mut CpuEngine, &[f32]) {
+    pub fn engine(&mut self) -> (&mut Engine, &[f32]) {
         (&mut self.engine, &self.state.values)
     }
 

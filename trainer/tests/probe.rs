@@ -25,7 +25,7 @@ fn tiny() -> PathBuf {
 
 /// A bundle over the tiny model, with its adapter if that is wanted.
 fn bundle(folder: &Path, adapter: bool) -> PathBuf {
-    let mut manifest = Bundle::builtin().unwrap().manifest;
+    let mut manifest = Bundle::builtin("base").unwrap().manifest;
     manifest.base.model = tiny().display().to_string();
     manifest.base.sha256 = None;
     // The tiny tokenizer cuts both labels of the real template after the same letter.
@@ -150,7 +150,7 @@ fn states_are_those_of_the_guards_forward_pass() {
         let checkpoint = Checkpoint::open(&tiny()).unwrap();
         let tokenizer = checkpoint.tokenizer().unwrap();
         let prompt = Prompt::new(&bundle.manifest, &tokenizer, &checkpoint.chat_template().unwrap()).unwrap();
-        let lora = bundle.adapter().map(|f| forethought_core::model::Adapter::open(&f).unwrap());
+        let lora = bundle.adapter().unwrap();
         let options = LoadOptions { adapter: lora.as_ref(), ..LoadOptions::default() };
         let decoder = Decoder::load(&checkpoint, &options).unwrap();
         for (conversation, reading) in conversations.iter().zip(&readings) {
@@ -186,7 +186,7 @@ fn states_are_those_of_the_guards_forward_pass() {
 #[test]
 fn another_base_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let mut bundle = Bundle::builtin().unwrap();
+    let mut bundle = Bundle::builtin("base").unwrap();
     bundle.manifest.base.sha256 = Some("0".repeat(64));
     let opened =
         Reader::over(&bundle, &tiny(), "1".repeat(64), None, DeviceChoice::Cpu, &folder.path().join("s"));
@@ -194,9 +194,9 @@ fn another_base_is_refused() {
     assert!(error.contains("was made for a base model"), "{error}");
 }
 
-/// A folder with the packages of `python/requirements.txt`, installed once for each state of that file.
+/// A folder with the packages of `python/onnx_requirements.txt`, installed once for each state of that file.
 fn packages() -> PathBuf {
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/requirements.txt");
+    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/python/onnx_requirements.txt");
     let wanted = fs::read_to_string(&requirements).unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-onnx");
     fs::create_dir_all(&folder).unwrap();

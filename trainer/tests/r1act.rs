@@ -21,7 +21,7 @@ fn model() -> (Prompt, Tokenizer) {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../core/tests/golden/tiny/llama");
     let checkpoint = Checkpoint::open(&folder).unwrap();
     let tokenizer = checkpoint.tokenizer().unwrap();
-    let manifest = Bundle::builtin().unwrap().manifest;
+    let manifest = Bundle::builtin("base").unwrap().manifest;
     (Prompt::new(&manifest, &tokenizer, &checkpoint.chat_template().unwrap()).unwrap(), tokenizer)
 }
 

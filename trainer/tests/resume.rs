@@ -9,7 +9,7 @@ use forethought_trainer::cpu::CpuSettings;
 use forethought_trainer::data::Example;
 use forethought_trainer::model::{Dimensions, FrozenModel, random};
 use forethought_trainer::state::State;
-use forethought_trainer::train::{TrainConfig, Trainer};
+use forethought_trainer::train::{Source, TrainConfig, Trainer};
 
 fn config() -> TrainConfig {
     TrainConfig {
@@ -24,12 +24,12 @@ fn config() -> TrainConfig {
 }
 
 /// Ten sequences, each a repeated word: something that can be learnt.
-fn examples() -> Vec<Vec<Example>> {
+fn examples() -> Vec<Source> {
     let sequence = |i: u32| Example {
         tokens: (0..12 + i).map(|t| if t < 4 { i } else { (i * 5 + t % 3) % 53 }).collect(),
         weights: (0..12 + i).map(|t| if t < 4 { 0.0 } else { 1.0 }).collect(),
     };
-    (0..10).map(|i| vec![sequence(i)]).collect()
+    vec![Source { items: (0..10).map(|i| vec![sequence(i)]).collect(), draws: 10 }]
 }
 
 fn trainer(config: TrainConfig) -> Trainer {

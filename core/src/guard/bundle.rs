@@ -1,6 +1,7 @@
 //! A guard bundle: the folder that says which base model a guard is made of, and how it is asked.
 
 use std::{
+    borrow::Cow,
     collections::BTreeSet,
     path::{Path, PathBuf},
 };
@@ -8,7 +9,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::evidence::Hazard;
+use crate::{
+    evidence::Hazard,
+    model::{Adapter, ModelError, adapter},
+};
 
 /// Contents of a bundle's `guard.toml`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,6 +35,20 @@ pub struct Manifest {
     pub calibration: Calibrations,
     /// Folder of a PEFT adapter, inside the bundle.
     pub adapter: Option<PathBuf>,
+}
+
+impl Manifest {
+    /// Reads a `guard.toml`.
+    ///
+    /// # Errors
+    /// It is missing or wrong; the message names it.
+    pub fn read(path: &Path) -> Result<Self, BundleError> {
+        let name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => parse(&text, &name),
+            Err(source) => Err(BundleError::Io { path: name, source }),
+        }
+    }
 }
 
 /// The base model.
@@ -138,8 +156,43 @@ pub struct Bundle {
     pub manifest: Manifest,
     /// sha256 over all its files, hexadecimal.
     pub sha256: String,
-    folder: Option<PathBuf>,
+    home: Home,
 }
+
+/// Where a bundle's files are.
+#[derive(Clone, Debug)]
+enum Home {
+    Folder(PathBuf),
+    /// In the program, by their paths inside the bundle.
+    Embedded(&'static [(&'static str, &'static [u8])]),
+}
+
+/// A bundle in the program.
+struct Builtin {
+    name: &'static str,
+    manifest: &'static str,
+    /// The other files, by their paths inside the bundle.
+    files: &'static [(&'static str, &'static [u8])],
+}
+
+/// The tuned guard, and the same base model untuned.
+const BUILTIN: [Builtin; 2] = [
+    Builtin {
+        name: "default",
+        manifest: include_str!("../../bundles/default/guard.toml"),
+        files: &[
+            (
+                "adapter/adapter_config.json",
+                include_bytes!("../../bundles/default/adapter/adapter_config.json"),
+            ),
+            (
+                "adapter/adapter_model.safetensors",
+                include_bytes!("../../bundles/default/adapter/adapter_model.safetensors"),
+            ),
+        ],
+    },
+    Builtin { name: "base", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },
+];
 
 /// Why a bundle can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -166,36 +219,93 @@ pub enum BundleError {
 pub(super) const CONVERSATION: &str = "{conversation}";
 
 impl Bundle {
-    /// The bundle called `default`, which is part of the program.
+    /// A bundle that is part of the program: `default`, the tuned guard, or `base`, which asks the untuned model.
     ///
     /// # Errors
-    /// None for a program that passes its tests.
-    pub fn builtin() -> Result<Self, BundleError> {
-        let text = include_str!("../../bundles/base/guard.toml");
-        let sha256 = hex::encode(Sha256::digest(text));
-        Ok(Self { manifest: parse(text, "built-in guard.toml")?, sha256, folder: None })
+    /// There is none of this name.
+    pub fn builtin(name: &str) -> Result<Self, BundleError> {
+        let path = format!("built-in bundle `{name}`");
+        let Some(Builtin { manifest, files, .. }) = BUILTIN.iter().find(|bundle| bundle.name == name) else {
+            return Err(BundleError::Io { path, source: std::io::ErrorKind::NotFound.into() });
+        };
+        let mut hash = Sha256::new();
+        for (name, contents) in [("guard.toml", manifest.as_bytes())].iter().chain(*files) {
+            hash_file(&mut hash, name, contents);
+        }
+        let sha256 = hex::encode(hash.finalize());
+        Ok(Self { manifest: parse(manifest, &path)?, sha256, home: Home::Embedded(files) })
     }
 
-    /// Opens a bundle's folder, or [`Self::builtin`] for the name `default`.
+    /// Opens a bundle's folder, or [`Self::builtin`] for the name of one.
     ///
     /// # Errors
     /// A file is missing or wrong; the message names it.
     pub fn open(name: &str) -> Result<Self, BundleError> {
-        if name == "default" {
-            return Self::builtin();
+        if BUILTIN.iter().any(|bundle| bundle.name == name) {
+            return Self::builtin(name);
         }
         let folder = Path::new(name);
-        let path = folder.join("guard.toml");
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| BundleError::Io { path: path.display().to_string(), source })?;
-        let manifest = parse(&text, &path.display().to_string())?;
-        Ok(Self { manifest, sha256: hash_folder(folder)?, folder: Some(folder.to_owned()) })
+        let manifest = Manifest::read(&folder.join("guard.toml"))?;
+        Ok(Self { manifest, sha256: hash_folder(folder)?, home: Home::Folder(folder.to_owned()) })
     }
 
-    /// Folder of the adapter, if there is one.
-    pub fn adapter(&self) -> Option<PathBuf> {
-        Some(self.folder.as_ref()?.join(self.manifest.adapter.as_ref()?))
+    /// The adapter, if there is one.
+    ///
+    /// # Errors
+    /// One of its files is missing or wrong; the message names it.
+    pub fn adapter(&self) -> Result<Option<Adapter>, AdapterError> {
+        let Some(folder) = &self.manifest.adapter else { return Ok(None) };
+        let (name, config) = self.read(&folder.join(adapter::CONFIG))?;
+        let (_, weights) = self.read(&folder.join(adapter::WEIGHTS))?;
+        let name = Path::new(&name).parent().unwrap_or(Path::new(""));
+        Ok(Some(Adapter::parse(name, &config, &weights)?))
     }
+
+    /// sha256 of the adapter's weights, hexadecimal; empty without one.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn adapter_sha256(&self) -> Result<String, BundleError> {
+        match &self.manifest.adapter {
+            None => Ok(String::new()),
+            Some(folder) => {
+                let (_, bytes) = self.read(&folder.join(adapter::WEIGHTS))?;
+                Ok(hex::encode(Sha256::digest(&bytes)))
+            }
+        }
+    }
+
+    /// A file of the bundle, and its name for messages.
+    fn read(&self, file: &Path) -> Result<(String, Cow<'static, [u8]>), BundleError> {
+        match &self.home {
+            Home::Folder(folder) => {
+                let path = folder.join(file);
+                let name = path.display().to_string();
+                match std::fs::read(&path) {
+                    Ok(bytes) => Ok((name, bytes.into())),
+                    Err(source) => Err(BundleError::Io { path: name, source }),
+                }
+            }
+            Home::Embedded(files) => {
+                let path = format!("built-in {}", file.display());
+                match files.iter().find(|(name, _)| Path::new(name) == file) {
+                    Some((_, bytes)) => Ok((path, (*bytes).into())),
+                    None => Err(BundleError::Io { path, source: std::io::ErrorKind::NotFound.into() }),
+                }
+            }
+        }
+    }
+}
+
+/// Why a bundle's adapter can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum AdapterError {
+    /// A file is missing.
+    #[error(transparent)]
+    Bundle(#[from] BundleError),
+    /// A file is wrong.
+    #[error(transparent)]
+    Model(#[from] ModelError),
 }
 
 fn parse(text: &str, path: &str) -> Result<Manifest, BundleError> {
@@ -244,6 +354,13 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     Ok(())
 }
 
+fn hash_file(hash: &mut Sha256, name: &str, contents: &[u8]) {
+    for part in [name.as_bytes(), contents] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+}
+
 /// Hash over the names and contents of all files, in order of their names.
 fn hash_folder(folder: &Path) -> Result<String, BundleError> {
     fn visit(folder: &Path, files: &mut Vec<PathBuf>) -> std::io::Result<()> {
@@ -261,10 +378,7 @@ fn hash_folder(folder: &Path) -> Result<String, BundleError> {
     for path in files {
         let contents = std::fs::read(&path).map_err(|e| failed(&path, e))?;
         let name = path.strip_prefix(folder).unwrap_or(&path).to_string_lossy().into_owned();
-        for part in [name.as_bytes(), &contents] {
-            hash.update((part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
+        hash_file(&mut hash, &name, &contents);
     }
     Ok(hex::encode(hash.finalize()))
 }
@@ -275,7 +389,7 @@ mod tests {
 
     #[test]
     fn the_builtin_bundle_names_the_mlcommons_hazards() -> Result<(), BundleError> {
-        let bundle = Bundle::builtin()?;
+        let bundle = Bundle::builtin("default")?;
         let names: Vec<&str> = bundle.manifest.hazards.names.iter().map(Hazard::as_str).collect();
         assert_eq!(names, Hazard::MLCOMMONS);
         Ok(())

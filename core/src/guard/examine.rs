@@ -371,7 +371,7 @@ mod tests {
     async fn a_deadline_closes_what_is_open() -> Result<(), Box<dyn Error>> {
         for tokens_before in [0, 1, 5] {
             let model = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny/llama");
-            let mut bundle = Bundle::builtin()?;
+            let mut bundle = Bundle::builtin("base")?;
             bundle.manifest.base.sha256 = None;
             bundle.manifest.template.harmful = "H".into();
             bundle.manifest.template.benign = "B".into();

@@ -4,7 +4,7 @@ use std::{path::Path, sync::Arc, time::Instant};
 
 use super::{
     Event, Examination, Guard, GuardError, Options,
-    bundle::{Bundle, BundleError},
+    bundle::{AdapterError, Bundle, BundleError},
     examine::ExamineTask,
     prompt::Prompt,
     transcript::{self, Windows},
@@ -15,8 +15,8 @@ use crate::{
     evidence::GuardVersion,
     guard::bundle::Manifest,
     model::{
-        Adapter, Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, ModelError, Precision, Sequence,
-        Tokenizer, Want,
+        Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, ModelError, Precision, Sequence, Tokenizer,
+        Want,
     },
 };
 
@@ -42,6 +42,9 @@ pub enum StartError {
     /// The base model is wrong.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// The adapter is wrong.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The bundle was made for other weights.
     #[error("bundle `{bundle}` was made for a base model with sha256 {expected}, but {path} has {found}")]
     OtherBase {
@@ -126,7 +129,7 @@ impl LocalGuard {
         if options.windows.window + other > context {
             return Err(StartError::Context { window: options.windows.window, other, context });
         }
-        let adapter = bundle.adapter().map(|folder| Adapter::open(&folder)).transpose()?;
+        let adapter = bundle.adapter()?;
         let LocalOptions { device, precision, limits, windows } = options;
         let load = LoadOptions { device, precision, adapter: adapter.as_ref(), keep_adapter_apart: false };
         let decoder = Arc::new(Decoder::load(&checkpoint, &load)?);

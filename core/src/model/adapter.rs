@@ -1,4 +1,4 @@
-//! LoRA adapters in PEFT's files: `adapter_config.json` and `adapter_model.safetensors`.
+//! LoRA adapters, in PEFT's names and files: `adapter_config.json` and `adapter_model.safetensors`.
 
 use std::{
     cell::RefCell,
@@ -9,7 +9,12 @@ use std::{
 use candle_core::Tensor;
 use serde::Deserialize;
 
-use super::{ModelError, Result, checkpoint::read_tensors};
+use super::{ModelError, Result, checkpoint::parse_tensors};
+
+/// Name of an adapter's settings.
+pub const CONFIG: &str = "adapter_config.json";
+/// Name of an adapter's factors.
+pub const WEIGHTS: &str = "adapter_model.safetensors";
 
 /// A LoRA adapter, on the CPU.
 pub struct Adapter {
@@ -28,6 +33,16 @@ pub struct Lora {
     pub b: Tensor,
     /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scale: f64,
+}
+
+impl Lora {
+    /// The weight `[out, in]` with the update added: `W + scale * B A`.
+    ///
+    /// # Errors
+    /// The shapes don't fit.
+    pub fn add_to(&self, weight: &Tensor) -> Result<Tensor> {
+        Ok((weight + (self.b.matmul(&self.a)? * self.scale)?)?)
+    }
 }
 
 #[derive(Deserialize)]
@@ -52,10 +67,21 @@ impl Adapter {
     /// # Errors
     /// A file is missing or damaged, or the adapter uses something other than plain or rank-stabilised LoRA.
     pub fn open(folder: &Path) -> Result<Self> {
-        let path = folder.join("adapter_config.json");
-        let text = std::fs::read_to_string(&path).map_err(|e| ModelError::io(&path, e))?;
+        let read = |file: &str| {
+            let path = folder.join(file);
+            std::fs::read(&path).map_err(|e| ModelError::io(&path, e))
+        };
+        Self::parse(folder, &read(CONFIG)?, &read(WEIGHTS)?)
+    }
+
+    /// Reads the contents of a PEFT folder's two files; `folder` is for messages.
+    ///
+    /// # Errors
+    /// As for [`Self::open`].
+    pub fn parse(folder: &Path, config: &[u8], weights: &[u8]) -> Result<Self> {
+        let path = folder.join(CONFIG);
         let raw: RawConfig =
-            serde_json::from_str(&text).map_err(|e| ModelError::invalid(&path, e.to_string()))?;
+            serde_json::from_slice(config).map_err(|e| ModelError::invalid(&path, e.to_string()))?;
         let unsupported = [
             (raw.use_dora, "use_dora"),
             (raw.fan_in_fan_out, "fan_in_fan_out"),
@@ -71,13 +97,21 @@ impl Adapter {
         }
         let rank = raw.r as f64;
         let scale = raw.lora_alpha / if raw.use_rslora { rank.sqrt() } else { rank };
-        let tensors = read_tensors(&folder.join("adapter_model.safetensors"))?;
+        let tensors = parse_tensors(&folder.join(WEIGHTS), weights)?;
         Ok(Self { path: folder.to_owned(), scale, tensors, used: RefCell::default() })
+    }
+
+    /// An adapter that lies in no file: f32 tensors on the CPU under PEFT's names.
+    pub fn from_tensors(scale: f64, tensors: HashMap<String, Tensor>) -> Self {
+        Self { path: "the adapter".into(), scale, tensors, used: RefCell::default() }
     }
 
     /// The update of a linear layer such as `model.layers.0.self_attn.q_proj`, checked against its shape; `None` where
     /// the adapter leaves the layer alone.
-    pub(super) fn get(&self, layer: &str, out: usize, input: usize) -> Result<Option<Lora>> {
+    ///
+    /// # Errors
+    /// The factors don't fit the shape, or one of them is missing.
+    pub fn get(&self, layer: &str, out: usize, input: usize) -> Result<Option<Lora>> {
         let name = |half: &str| format!("base_model.model.{layer}.lora_{half}.weight");
         let (a_name, b_name) = (name("A"), name("B"));
         let (a, b) = match (self.tensors.get(&a_name), self.tensors.get(&b_name)) {
@@ -97,8 +131,11 @@ impl Adapter {
         Ok(Some(Lora { a, b, scale: self.scale }))
     }
 
-    /// Fails if a tensor of the adapter has found no layer: half an adapter is not the adapter.
-    pub(super) fn check_all_used(&self) -> Result<()> {
+    /// Fails if a tensor of the adapter was in no answer of [`Self::get`]: half an adapter is not the adapter.
+    ///
+    /// # Errors
+    /// It names such a tensor.
+    pub fn check_all_used(&self) -> Result<()> {
         let used = self.used.borrow();
         match self.tensors.keys().filter(|&name| !used.contains(name)).min() {
             None => Ok(()),

@@ -10,7 +10,7 @@ use std::{
 
 use candle_core::{DType, Device, Tensor, quantized::gguf_file, safetensors::MmapedSafetensors};
 
-use super::{Architecture, ChatTemplate, ModelConfig, ModelError, Result, Tokenizer, config::RopeScaling};
+use super::{ChatTemplate, ModelConfig, ModelError, Result, Tokenizer, config::RopeScaling, gguf, tokenizer};
 
 /// An opened model.
 ///
@@ -20,6 +20,17 @@ pub struct Checkpoint {
     path: PathBuf,
     config: ModelConfig,
     source: Source,
+}
+
+/// A chat template as its model's files hold it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChatSource {
+    /// Its Jinja text.
+    pub template: String,
+    /// The token that begins a text.
+    pub bos: Option<String>,
+    /// The token that ends one.
+    pub eos: Option<String>,
 }
 
 enum Source {
@@ -102,14 +113,15 @@ impl Checkpoint {
                 tensor.to_dtype(DType::F32).map(Some).map_err(damaged)
             }
             Source::Gguf { content, file } => {
-                let Some(gguf) = gguf_name(name).filter(|n| content.tensor_infos.contains_key(n)) else {
+                let Some(gguf) = gguf::tensor_name(name).filter(|n| content.tensor_infos.contains_key(n))
+                else {
                     return Ok(None);
                 };
                 let mut file = file.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
                 let tensor = content
                     .tensor(&mut *file, &gguf, &Device::Cpu)
                     .and_then(|t| t.dequantize(&Device::Cpu))
-                    .and_then(|t| self.halves_side_by_side(name, t));
+                    .and_then(|t| gguf::rows_in_halves(&self.config, name, t));
                 tensor.map(Some).map_err(damaged)
             }
         }
@@ -141,16 +153,37 @@ impl Checkpoint {
         }
     }
 
+    /// The metadata of a GGUF file; `None` for a folder.
+    pub fn gguf_metadata(&self) -> Option<&HashMap<String, gguf_file::Value>> {
+        match &self.source {
+            Source::Gguf { content, .. } => Some(&content.metadata),
+            Source::Safetensors(_) => None,
+        }
+    }
+
     /// The model's tokenizer.
     ///
     /// # Errors
     /// It is missing, damaged or of an unknown kind.
     pub fn tokenizer(&self) -> Result<Tokenizer> {
+        Tokenizer::from_json(self.tokenizer_json()?)
+            .map_err(|problem| ModelError::invalid(&self.path, problem))
+    }
+
+    /// The model's `tokenizer.json`: a folder's own, or one made of a GGUF file's metadata.
+    ///
+    /// # Errors
+    /// As for [`Self::tokenizer`].
+    pub fn tokenizer_json(&self) -> Result<serde_json::Value> {
         match &self.source {
-            Source::Gguf { content, .. } => Tokenizer::from_gguf(&content.metadata),
-            Source::Safetensors(_) => Tokenizer::from_json(&read_text(&self.path.join("tokenizer.json"))?),
+            Source::Gguf { content, .. } => tokenizer::json_of_gguf(&content.metadata)
+                .map_err(|problem| ModelError::invalid(&self.path, problem)),
+            Source::Safetensors(_) => {
+                let path = self.path.join("tokenizer.json");
+                serde_json::from_str(&read_text(&path)?)
+                    .map_err(|e| ModelError::invalid(&path, e.to_string()))
+            }
         }
-        .map_err(|problem| ModelError::invalid(&self.path, problem))
     }
 
     /// The model's chat template.
@@ -158,6 +191,15 @@ impl Checkpoint {
     /// # Errors
     /// There is none, or it has a syntax error.
     pub fn chat_template(&self) -> Result<ChatTemplate> {
+        let ChatSource { template, bos, eos } = self.chat_source()?;
+        ChatTemplate::new(&template, bos, eos)
+    }
+
+    /// The text of the chat template, and the tokens it may name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn chat_source(&self) -> Result<ChatSource> {
         let missing = || ModelError::invalid(&self.path, "the model has no chat template");
         match &self.source {
             Source::Gguf { content, .. } => {
@@ -167,11 +209,11 @@ impl Checkpoint {
                     let tokens = content.metadata.get("tokenizer.ggml.tokens")?.to_vec().ok()?;
                     tokens.get(id as usize)?.to_string().ok().cloned()
                 };
-                ChatTemplate::new(
-                    &text("tokenizer.chat_template").ok_or_else(missing)?,
-                    token("tokenizer.ggml.bos_token_id"),
-                    token("tokenizer.ggml.eos_token_id"),
-                )
+                Ok(ChatSource {
+                    template: text("tokenizer.chat_template").ok_or_else(missing)?,
+                    bos: token("tokenizer.ggml.bos_token_id"),
+                    eos: token("tokenizer.ggml.eos_token_id"),
+                })
             }
             Source::Safetensors(_) => {
                 let config: serde_json::Value = serde_json::from_str(&read_text(
@@ -179,7 +221,7 @@ impl Checkpoint {
                 )?)
                 .map_err(|e| ModelError::invalid(&self.path.join("tokenizer_config.json"), e.to_string()))?;
                 let own_file = self.path.join("chat_template.jinja");
-                let text = if own_file.exists() {
+                let template = if own_file.exists() {
                     read_text(&own_file)?
                 } else {
                     config["chat_template"].as_str().ok_or_else(missing)?.to_owned()
@@ -189,53 +231,10 @@ impl Checkpoint {
                     let value = &config[key];
                     value.as_str().or_else(|| value["content"].as_str()).map(str::to_owned)
                 };
-                ChatTemplate::new(&text, token("bos_token"), token("eos_token"))
+                Ok(ChatSource { template, bos: token("bos_token"), eos: token("eos_token") })
             }
         }
     }
-
-    /// GGUF files of llama models hold the rows of q and k in pairs `(x0, x_half), (x1, x_half+1), ...`; everything
-    /// here rotates halves, as Hugging Face checkpoints and PEFT adapters do.
-    fn halves_side_by_side(&self, name: &str, tensor: Tensor) -> candle_core::Result<Tensor> {
-        let heads = match self.config.architecture {
-            Architecture::Llama if name.contains(".q_proj.") => self.config.heads,
-            Architecture::Llama if name.contains(".k_proj.") => self.config.kv_heads,
-            _ => return Ok(tensor),
-        };
-        let shape = tensor.shape().clone();
-        let (rows, columns) = (shape.dims()[0], shape.elem_count() / shape.dims()[0]);
-        tensor.reshape((heads, rows / heads / 2, 2, columns))?.transpose(1, 2)?.contiguous()?.reshape(shape)
-    }
-}
-
-/// The GGUF name of a Hugging Face tensor name.
-fn gguf_name(name: &str) -> Option<String> {
-    let (stem, kind) = name.rsplit_once('.')?;
-    let fixed = match stem {
-        "model.embed_tokens" => Some("token_embd"),
-        "model.norm" => Some("output_norm"),
-        "lm_head" => Some("output"),
-        _ => None,
-    };
-    if let Some(fixed) = fixed {
-        return Some(format!("{fixed}.{kind}"));
-    }
-    let (layer, part) = stem.strip_prefix("model.layers.")?.split_once('.')?;
-    let part = match part {
-        "input_layernorm" => "attn_norm",
-        "post_attention_layernorm" => "ffn_norm",
-        "self_attn.q_proj" => "attn_q",
-        "self_attn.k_proj" => "attn_k",
-        "self_attn.v_proj" => "attn_v",
-        "self_attn.o_proj" => "attn_output",
-        "self_attn.q_norm" => "attn_q_norm",
-        "self_attn.k_norm" => "attn_k_norm",
-        "mlp.gate_proj" => "ffn_gate",
-        "mlp.up_proj" => "ffn_up",
-        "mlp.down_proj" => "ffn_down",
-        _ => return None,
-    };
-    Some(format!("blk.{layer}.{part}.{kind}"))
 }
 
 #[allow(unsafe_code)]
@@ -249,10 +248,9 @@ fn read_text(path: &Path) -> Result<String> {
     std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))
 }
 
-/// Reads all tensors of a safetensors file as f32 on the CPU.
-pub(super) fn read_tensors(path: &Path) -> Result<HashMap<String, Tensor>> {
-    let bytes = std::fs::read(path).map_err(|e| ModelError::io(path, e))?;
-    let tensors = candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)
+/// Reads all tensors of a safetensors file as f32 on the CPU; `path` is for messages.
+pub(super) fn parse_tensors(path: &Path, bytes: &[u8]) -> Result<HashMap<String, Tensor>> {
+    let tensors = candle_core::safetensors::load_buffer(bytes, &Device::Cpu)
         .map_err(|e| ModelError::invalid(path, format!("unreadable safetensors: {e}")))?;
     tensors.into_iter().map(|(name, tensor)| Ok((name, tensor.to_dtype(DType::F32)?))).collect()
 }

@@ -308,7 +308,7 @@ impl Loader<'_> {
         if !self.options.keep_adapter_apart
             && let Some(lora) = lora.take()
         {
-            weight = (weight + (lora.b.matmul(&lora.a)? * lora.scale)?)?;
+            weight = lora.add_to(&weight)?;
         }
         Linear::new(&weight, bias.as_ref(), lora, self.options.precision, self.device, self.dtype)
     }

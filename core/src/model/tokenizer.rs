@@ -26,13 +26,8 @@ const END_TOKENS: [&str; 6] = [
 ];
 
 impl Tokenizer {
-    /// Reads the text of a `tokenizer.json`.
-    pub(super) fn from_json(text: &str) -> Result<Self, String> {
-        let json: Json = serde_json::from_str(text).map_err(|e| format!("tokenizer.json: {e}"))?;
-        Self::from_value(json)
-    }
-
-    fn from_value(mut json: Json) -> Result<Self, String> {
+    /// Reads a `tokenizer.json`.
+    pub(super) fn from_json(mut json: Json) -> Result<Self, String> {
         let build = |json: &Json| {
             let bytes = serde_json::to_vec(json).map_err(|e| e.to_string())?;
             tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| format!("tokenizer: {e}"))
@@ -49,56 +44,6 @@ impl Tokenizer {
             .collect();
         json["added_tokens"] = json!([]);
         Ok(Self { control, plain: build(&json)?, ends })
-    }
-
-    /// Reads the tokenizer in a GGUF file's metadata: byte-level BPE only.
-    pub(super) fn from_gguf(meta: &HashMap<String, Value>) -> Result<Self, String> {
-        let get = |key: &str| meta.get(key).ok_or_else(|| format!("metadata key `{key}` is missing"));
-        let text = |key: &str| get(key)?.to_string().map_err(|e| format!("metadata key `{key}`: {e}"));
-        let strings = |key: &str| {
-            let list = get(key)?.to_vec().map_err(|e| format!("metadata key `{key}`: {e}"))?;
-            let strings =
-                list.iter().map(|v| v.to_string().map_err(|e| format!("metadata key `{key}`: {e}")));
-            strings.collect::<Result<Vec<&String>, String>>()
-        };
-        let kind = text("tokenizer.ggml.model")?;
-        if kind != "gpt2" {
-            return Err(format!(
-                "GGUF tokenizer `{kind}` is not supported: use the model's folder with its tokenizer.json"
-            ));
-        }
-        let pre = meta.get("tokenizer.ggml.pre").and_then(|v| v.to_string().ok()).map_or("default", |s| s);
-        let rules = PreTokenizer::named(pre)?;
-        let tokens = strings("tokenizer.ggml.tokens")?;
-        let merges = strings("tokenizer.ggml.merges")?;
-        let types = get("tokenizer.ggml.token_type")?.to_vec().map_err(|e| e.to_string())?;
-        let vocab: serde_json::Map<String, Json> =
-            tokens.iter().enumerate().map(|(id, token)| ((*token).clone(), json!(id))).collect();
-        let added: Vec<Json> = tokens
-            .iter()
-            .zip(types)
-            .enumerate()
-            .filter_map(|(id, (token, kind))| {
-                let kind = kind.to_i32().ok().filter(|k| [CONTROL, USER_DEFINED].contains(k))?;
-                Some(json!({
-                    "id": id, "content": token, "special": kind == CONTROL,
-                    "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
-                }))
-            })
-            .collect();
-        let merges: Vec<Json> = merges.iter().filter_map(|m| m.split_once(' ')).map(|m| json!(m)).collect();
-        Self::from_value(json!({
-            "version": "1.0",
-            "added_tokens": added,
-            "normalizer": rules.normalizer,
-            "pre_tokenizer": rules.pre_tokenizer,
-            "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
-                "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
-                "ignore_merges": rules.ignore_merges, "vocab": vocab, "merges": merges,
-            },
-        }))
     }
 
     /// Ids of user text: whatever it says, no id is a control token's.
@@ -156,6 +101,55 @@ fn encode(tokenizer: &tokenizers::Tokenizer, text: &str) -> Result<Vec<u32>> {
     Ok(encoding.get_ids().to_vec())
 }
 
+/// The `tokenizer.json` of the tokenizer in a GGUF file's metadata: byte-level BPE only.
+pub(super) fn json_of_gguf(meta: &HashMap<String, Value>) -> Result<Json, String> {
+    let get = |key: &str| meta.get(key).ok_or_else(|| format!("metadata key `{key}` is missing"));
+    let text = |key: &str| get(key)?.to_string().map_err(|e| format!("metadata key `{key}`: {e}"));
+    let strings = |key: &str| {
+        let list = get(key)?.to_vec().map_err(|e| format!("metadata key `{key}`: {e}"))?;
+        let strings = list.iter().map(|v| v.to_string().map_err(|e| format!("metadata key `{key}`: {e}")));
+        strings.collect::<Result<Vec<&String>, String>>()
+    };
+    let kind = text("tokenizer.ggml.model")?;
+    if kind != "gpt2" {
+        return Err(format!(
+            "GGUF tokenizer `{kind}` is not supported: use the model's folder with its tokenizer.json"
+        ));
+    }
+    let pre = meta.get("tokenizer.ggml.pre").and_then(|v| v.to_string().ok()).map_or("default", |s| s);
+    let rules = PreTokenizer::named(pre)?;
+    let tokens = strings("tokenizer.ggml.tokens")?;
+    let merges = strings("tokenizer.ggml.merges")?;
+    let types = get("tokenizer.ggml.token_type")?.to_vec().map_err(|e| e.to_string())?;
+    let vocab: serde_json::Map<String, Json> =
+        tokens.iter().enumerate().map(|(id, token)| ((*token).clone(), json!(id))).collect();
+    let added: Vec<Json> = tokens
+        .iter()
+        .zip(types)
+        .enumerate()
+        .filter_map(|(id, (token, kind))| {
+            let kind = kind.to_i32().ok().filter(|k| [CONTROL, USER_DEFINED].contains(k))?;
+            Some(json!({
+                "id": id, "content": token, "special": kind == CONTROL,
+                "single_word": false, "lstrip": false, "rstrip": false, "normalized": false,
+            }))
+        })
+        .collect();
+    let merges: Vec<Json> = merges.iter().filter_map(|m| m.split_once(' ')).map(|m| json!(m)).collect();
+    Ok(json!({
+        "version": "1.0",
+        "added_tokens": added,
+        "normalizer": rules.normalizer,
+        "pre_tokenizer": rules.pre_tokenizer,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+            "ignore_merges": rules.ignore_merges, "vocab": vocab, "merges": merges,
+        },
+    }))
+}
+
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 
@@ -204,6 +198,25 @@ impl PreTokenizer {
             }
         })
     }
+}
+
+/// llama.cpp's name for how this `tokenizer.json` cuts text before BPE; `None` where it is none of those known here.
+pub fn gguf_pre_tokenizer(tokenizer: &Json) -> Option<&'static str> {
+    // Offsets are of no interest to ids.
+    fn without_offsets(mut rules: Json) -> Json {
+        if let Some(rules) = rules.as_object_mut() {
+            rules.remove("trim_offsets");
+            for part in rules.get_mut("pretokenizers").and_then(Json::as_array_mut).into_iter().flatten() {
+                *part = without_offsets(part.take());
+            }
+        }
+        rules
+    }
+    let cuts = without_offsets(tokenizer["pre_tokenizer"].clone());
+    let same = |name: &&str| {
+        PreTokenizer::named(name).is_ok_and(|rules| without_offsets(rules.pre_tokenizer) == cuts)
+    };
+    ["smollm", "gpt-2", "llama-bpe", "qwen2"].into_iter().find(same)
 }
 
 /// Turns ids into text as they come, holding back incomplete characters.

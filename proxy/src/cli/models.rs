@@ -67,7 +67,7 @@ pub fn load_guard(config: &GuardConfig) -> Result<LoadedGuard> {
         },
         ..LocalOptions::default()
     };
-    let is_bare = bundle.adapter().is_none();
+    let is_bare = bundle.manifest.adapter.is_none();
     let guard = LocalGuard::start(&bundle, &base.path, &sha256, options).context("can't start the guard")?;
     Ok(LoadedGuard { guard: Arc::new(guard), base: base.path, is_bare })
 }

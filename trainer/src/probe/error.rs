@@ -3,7 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use forethought_core::{
-    dataset::DatasetError, guard::bundle::BundleError, metrics::MetricsError, model::ModelError,
+    dataset::DatasetError,
+    guard::bundle::{AdapterError, BundleError},
+    metrics::MetricsError,
+    model::ModelError,
     store::StoreError,
 };
 
@@ -76,6 +79,9 @@ pub enum ProbeError {
     /// The bundle is wrong.
     #[error(transparent)]
     Bundle(#[from] BundleError),
+    /// The bundle's adapter is wrong.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
     /// The base model can't be found or fetched.
     #[error(transparent)]
     Store(#[from] StoreError),

@@ -1,14 +1,14 @@
 //! Reads conversations exactly as the guard does and keeps the states that probes are fitted on: the same weights (the
 //! adapter merged, 8 bits), the same prompt, the same windows, behind one shared prefix.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device};
 use forethought_core::{
     conversation::Conversation,
     guard::{Bundle, Windows, bundle::Manifest, prompt::Prompt, transcript},
     model::{
-        Adapter, Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, Precision, Sequence, Tokenizer,
+        Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, Precision, Sequence, Tokenizer,
         Want,
     },
     probe::{Pool, Position},
@@ -55,9 +55,8 @@ impl Reading {
 /// Reads conversations with a bundle's model, and remembers the states.
 pub struct Reader {
     identity: Identity,
-    manifest: Manifest,
+    bundle: Bundle,
     checkpoint: Checkpoint,
-    adapter: Option<PathBuf>,
     device: DeviceChoice,
     tokenizer: Tokenizer,
     prompt: Prompt,
@@ -103,14 +102,15 @@ impl Reader {
         device: DeviceChoice,
         cache: &Path,
     ) -> Result<Self> {
-        let manifest = bundle.manifest.clone();
+        let manifest = &bundle.manifest;
         if let Some(expected) = manifest.base.sha256.clone().filter(|e| !e.eq_ignore_ascii_case(&sha256)) {
             let path = base.display().to_string();
-            return Err(ProbeError::OtherBase { bundle: manifest.name, expected, path, found: sha256 });
+            let bundle = manifest.name.clone();
+            return Err(ProbeError::OtherBase { bundle, expected, path, found: sha256 });
         }
         let checkpoint = Checkpoint::open(base)?;
         let tokenizer = checkpoint.tokenizer()?;
-        let prompt = Prompt::new(&manifest, &tokenizer, &checkpoint.chat_template()?)?;
+        let prompt = Prompt::new(manifest, &tokenizer, &checkpoint.chat_template()?)?;
         let (width, count) = (checkpoint.config().hidden_size, checkpoint.config().layers);
         let mut layers = layers.unwrap_or_else(|| (0..=count).collect());
         layers.sort_unstable();
@@ -118,11 +118,7 @@ impl Reader {
         if layers.is_empty() || layers.iter().any(|&layer| layer > count) {
             return Err(ProbeError::setting("layers", format!("choose from 0 to {count}")));
         }
-        let adapter = bundle.adapter();
-        let adapter_sha256 = match &adapter {
-            Some(folder) => sha256_file(&folder.join("adapter_model.safetensors"))?,
-            None => String::new(),
-        };
+        let adapter_sha256 = bundle.adapter_sha256()?;
         let template = format!("{} {}", manifest.template.name, manifest.template.version);
         let identity = Identity { base_sha256: sha256, adapter_sha256, template, width };
         let taps: Vec<u32> = layers.iter().map(|&layer| layer as u32).collect();
@@ -139,9 +135,8 @@ impl Reader {
         let cache = Cache::open(cache, &model, layers.len() * Position::ALL.len() * width)?;
         Ok(Self {
             identity,
-            manifest,
+            bundle: bundle.clone(),
             checkpoint,
-            adapter,
             device,
             tokenizer,
             prompt,
@@ -158,7 +153,7 @@ impl Reader {
 
     /// The bundle's `guard.toml`.
     pub fn manifest(&self) -> &Manifest {
-        &self.manifest
+        &self.bundle.manifest
     }
 
     /// The layers that are tapped, in order.
@@ -234,7 +229,7 @@ impl Reader {
     }
 
     fn load(&self) -> Result<(Decoder, KvCache)> {
-        let adapter = self.adapter.as_ref().map(|folder| Adapter::open(folder)).transpose()?;
+        let adapter = self.bundle.adapter()?;
         let options = LoadOptions {
             device: self.device,
             precision: Precision::default(),

@@ -115,7 +115,7 @@ pub fn best_c(states: &[f32], labels: &[Verdict], folds: &Folds, cs: &[f64]) -> 
 }
 
 /// Picks `count` cells that do well together: the best one, then again and again the one that raises the AUROC of the
-/// mean of their calibrated logits the most.
+/// mean of their calibrated logits the most. Of equals the better one alone.
 pub fn choose(cells: &[Cell], labels: &[Verdict], count: usize) -> Vec<usize> {
     let calibrated: Vec<Vec<f64>> = cells
         .iter()
@@ -128,14 +128,13 @@ pub fn choose(cells: &[Cell], labels: &[Verdict], count: usize) -> Vec<usize> {
     let mut sum = vec![0.0; labels.len()];
     while chosen.len() < count.min(cells.len()) {
         let with = |i: usize| -> Vec<f64> { sum.iter().zip(&calibrated[i]).map(|(a, b)| a + b).collect() };
-        let next = (0..cells.len())
-            .into_par_iter()
-            .filter(|i| !chosen.contains(i))
-            .map(|i| (i, auroc(&with(i), labels).unwrap_or(0.5)))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .reduce(|best, next| if next.1 > best.1 { next } else { best });
-        let Some((next, _)) = next else { break };
+        let value = |i: usize| (auroc(&with(i), labels).unwrap_or(0.5), cells[i].auroc);
+        let left: Vec<usize> = (0..cells.len()).filter(|i| !chosen.contains(i)).collect();
+        let values: Vec<((f64, f64), usize)> = left.into_par_iter().map(|i| (value(i), i)).collect();
+        let Some((_, next)) = values.into_iter().reduce(|best, next| if next.0 > best.0 { next } else { best })
+        else {
+            break;
+        };
         sum = with(next);
         chosen.push(next);
     }

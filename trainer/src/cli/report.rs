@@ -1,0 +1,75 @@
+//! `forethought-trainer report`: write a bundle's `EVAL.md`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Result, ensure};
+use forethought_core::guard::bundle::Bundle;
+
+use crate::report::{Sources, markdown};
+use crate::results::Results;
+
+/// Flags of `report`.
+#[derive(clap::Args, Debug)]
+pub struct ReportArgs {
+    /// The bundle's folder; the report is written into it as EVAL.md, with the runs' plots
+    #[arg(long, value_name = "DIR")]
+    bundle: PathBuf,
+    /// Folder of a run that made it; may be repeated
+    #[arg(long, value_name = "DIR")]
+    run: Vec<PathBuf>,
+    /// What `forethought eval --mode reason` wrote with this bundle; may be repeated
+    #[arg(long, value_name = "FILE", required = true)]
+    results: Vec<PathBuf>,
+    /// The same with another bundle, to be set beside it
+    #[arg(long, value_name = "FILE")]
+    against: Vec<PathBuf>,
+    /// Data files with styles and categories, by which mistakes are counted
+    #[arg(long, value_name = "FILE")]
+    data: Vec<PathBuf>,
+    /// Score from which on a row counts as harmful
+    #[arg(long, value_name = "SCORE", default_value_t = 0.5)]
+    threshold: f64,
+}
+
+/// Runs `report`.
+///
+/// # Errors
+/// When a file can't be read or written, or results are of another bundle.
+pub fn run(args: &ReportArgs) -> Result<ExitCode> {
+    let read = |paths: &[PathBuf]| -> crate::Result<Vec<Results>> {
+        paths.iter().map(|path| Results::read(path)).collect()
+    };
+    let bundle = Bundle::open(&args.bundle.to_string_lossy())?;
+    let sources = Sources {
+        runs: args.run.clone(),
+        results: read(&args.results)?,
+        against: read(&args.against)?,
+        data: args.data.clone(),
+        threshold: args.threshold,
+        bundle,
+    };
+    for results in &sources.results {
+        ensure!(
+            results.guard.bundle_sha256 == sources.bundle.sha256,
+            "{} was made with another bundle: {}",
+            results.path.display(),
+            results.guard.bundle
+        );
+        if results.failed > 0 {
+            eprintln!("{}: {} rows failed and are left out", results.path.display(), results.failed);
+        }
+    }
+    let text = markdown(&sources)?;
+    let out = args.bundle.join("EVAL.md");
+    std::fs::write(&out, text)?;
+    for run in &args.run {
+        for plot in ["loss.svg", "eval.svg"] {
+            if run.join(plot).exists() {
+                std::fs::copy(run.join(plot), args.bundle.join(plot))?;
+            }
+        }
+    }
+    println!("{}", out.display());
+    Ok(ExitCode::SUCCESS)
+}

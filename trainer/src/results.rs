@@ -1,0 +1,132 @@
+//! Rows that `forethought eval` has scored: what calibration is fitted to and `EVAL.md` is made of.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use forethought_core::evidence::{Path as ScorePath, PhaseEnd, Verdict};
+use serde::Deserialize;
+
+use crate::error::{Result, TrainError};
+
+/// The two ways to a verdict.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// With no phases.
+    Direct,
+    /// After the phases.
+    Reason,
+}
+
+impl Way {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::Direct, Self::Reason];
+
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::Reason => "reason",
+        }
+    }
+}
+
+/// A scored row; keys that are not needed here are left alone.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Judged {
+    /// The row's name in its data file.
+    pub id: String,
+    /// The data file's name.
+    pub file: String,
+    /// The truth.
+    pub label: Verdict,
+    score: Option<f64>,
+    direct_score: Option<f64>,
+    path: Option<ScorePath>,
+    /// The first phase's text.
+    pub understanding: Option<String>,
+    /// The second phase's text.
+    pub assessment: Option<String>,
+    /// How each phase ended.
+    #[serde(default)]
+    pub ends: Option<[PhaseEnd; 2]>,
+    /// Tokens written.
+    pub generated_tokens: Option<usize>,
+    /// Milliseconds of work.
+    pub ms: Option<f64>,
+    /// Why there is no score.
+    pub error: Option<String>,
+}
+
+impl Judged {
+    /// P(harmful) by one way, where it was gone.
+    pub fn score(&self, way: Way) -> Option<f64> {
+        match way {
+            Way::Direct => self.direct_score.or(self.score.filter(|_| self.path == Some(ScorePath::Direct))),
+            Way::Reason => self.score.filter(|_| self.path == Some(ScorePath::Reason)),
+        }
+    }
+
+    /// Whether both phases say something and the model ended them itself; `None` where it was not asked to write.
+    pub fn is_whole(&self) -> Option<bool> {
+        let (first, second) = (self.understanding.as_ref()?, self.assessment.as_ref()?);
+        let written = !first.trim().is_empty() && !second.trim().is_empty();
+        Some(written && self.ends.is_none_or(|ends| ends == [PhaseEnd::Complete; 2]))
+    }
+}
+
+/// The guard that scored a file.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Scorer {
+    /// The bundle's name and version.
+    pub bundle: String,
+    /// The bundle's hash.
+    pub bundle_sha256: String,
+}
+
+/// A results file.
+#[derive(Clone, Debug)]
+pub struct Results {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// What made it.
+    pub guard: Scorer,
+    /// Its rows; those that failed are not among them.
+    pub rows: Vec<Judged>,
+    /// How many failed.
+    pub failed: usize,
+}
+
+impl Results {
+    /// Reads a results file and the description beside it.
+    ///
+    /// # Errors
+    /// When one of the two can't be read, or a line is not a result.
+    pub fn read(path: &Path) -> Result<Self> {
+        let read = |path: &Path| {
+            fs::read_to_string(path).map_err(|source| TrainError::File { path: path.to_owned(), source })
+        };
+        let wrong = |path: &Path, problem: String| TrainError::File {
+            path: path.to_owned(),
+            source: std::io::Error::other(problem),
+        };
+        let mut beside = path.as_os_str().to_owned();
+        beside.push(".meta.json");
+        let beside = PathBuf::from(beside);
+        #[derive(Deserialize)]
+        struct Meta {
+            guard: Scorer,
+        }
+        let meta: Meta =
+            serde_json::from_str(&read(&beside)?).map_err(|error| wrong(&beside, error.to_string()))?;
+        let mut rows = Vec::new();
+        for (number, line) in (1..).zip(read(path)?.split('\n')).filter(|(_, line)| !line.is_empty()) {
+            let row: Judged =
+                serde_json::from_str(line).map_err(|error| wrong(path, format!("line {number}: {error}")))?;
+            rows.push(row);
+        }
+        let all = rows.len();
+        rows.retain(|row| row.error.is_none());
+        let failed = all - rows.len();
+        Ok(Self { path: path.to_owned(), guard: meta.guard, rows, failed })
+    }
+}
