@@ -60,7 +60,7 @@ fn data(path: &Path, rows: usize, seed: usize) {
     fs::write(path, (0..rows).map(line).collect::<String>()).unwrap();
 }
 
-fn config(folder: &Path, out: &str) -> Config {
+fn config(folder: &Path, out: &str, hold_out: Option<usize>) -> Config {
     let (fit, scored) = (folder.join("fit.jsonl"), folder.join("scored.jsonl"));
     data(&fit, 160, 0);
     data(&scored, 60, 1000);
@@ -76,7 +76,8 @@ fn config(folder: &Path, out: &str) -> Config {
         search: Search { hidden: 4, hidden_c: vec![0.1], c: vec![1e-2, 1.0], ..Search::default() },
         threshold: Default::default(),
         learning_curve: Some(Curve { sizes: vec![40, 80], draws: 2, block: 10 }),
-        fit: vec![DataFile::all(fit)],
+        fit: vec![DataFile { hold_out, ..DataFile::all(fit) }],
+        unseen: Vec::new(),
         score: vec![ScoreSet { name: "scored".into(), files: vec![DataFile::all(scored)] }],
     }
 }
@@ -86,7 +87,7 @@ fn made() -> &'static (tempfile::TempDir, Config, Report) {
     static MADE: OnceLock<(tempfile::TempDir, Config, Report)> = OnceLock::new();
     MADE.get_or_init(|| {
         let folder = tempfile::tempdir().unwrap();
-        let config = config(folder.path(), "out");
+        let config = config(folder.path(), "out", None);
         let report = run(&config, &Silent, &mut |_, _, _| {}).unwrap();
         (folder, config, report)
     })
@@ -95,9 +96,9 @@ fn made() -> &'static (tempfile::TempDir, Config, Report) {
 #[test]
 fn a_run_finds_what_is_there() {
     let (_, config, report) = made();
-    assert_eq!(report.probes.len(), 3);
+    assert!((1..=3).contains(&report.probes.len()));
     for probe in &report.probes {
-        assert!(probe.auroc > 0.9, "{}: {}", probe.name, probe.auroc);
+        assert!(probe.auroc.unwrap() > 0.9, "{}: {:?}", probe.name, probe.auroc);
         let set = &probe.sets[0];
         assert!(set.auroc.unwrap().value > 0.9);
         assert_eq!(set.harmful + set.benign + set.left_out, 60);
@@ -115,6 +116,23 @@ fn a_run_finds_what_is_there() {
     let json: serde_json::Value =
         serde_json::from_slice(&fs::read(config.out.join("probe.json")).unwrap()).unwrap();
     assert_eq!(json["probes"][0]["name"], report.probes[0].name);
+}
+
+#[test]
+fn rows_held_out_choose_and_are_never_fitted_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "out", Some(4));
+    let report = run(&config, &Silent, &mut |_, _, _| {}).unwrap();
+    let names: Vec<&str> = report.score.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!((report.chosen_by, names), (1, vec!["fit held out", "scored"]));
+    let fitted = &report.fit[0];
+    assert_eq!(fitted.harmful + fitted.benign, 120);
+    for probe in &report.probes {
+        let held_out = &probe.sets[0];
+        assert_eq!(held_out.harmful + held_out.benign + held_out.left_out, 40);
+        assert_eq!(probe.threshold.rows, held_out.benign);
+        assert!(held_out.auroc.unwrap().value > 0.9);
+    }
 }
 
 #[test]

@@ -29,6 +29,9 @@ pub struct ProbeArgs {
     /// Where the probes and their report go, instead of the setting `out`
     #[arg(long, value_name = "FOLDER")]
     pub out: Option<PathBuf>,
+    /// Overrides one value, such as `threshold.target_fpr=0.01`; may be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// More rows to score: `FILE`, or `NAME=FILE,FILE` for several together; may be repeated
     #[arg(long, value_name = "[NAME=]FILE")]
     pub score: Vec<String>,
@@ -39,7 +42,7 @@ pub struct ProbeArgs {
 /// # Errors
 /// As [`probe::run`].
 pub fn run(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
-    let mut config = Config::read(&args.config)?;
+    let mut config = Config::read(&args.config, &args.set)?;
     if let Some(bundle) = &args.bundle {
         config.bundle.clone_from(bundle);
     }
@@ -55,7 +58,7 @@ pub fn run(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
         probe::run(&config, &Console::stderr(), &mut |what, done, total| lines.hear(what, done, total))?;
     let mut out = io::stdout().lock();
     for probe in &report.probes {
-        writeln!(out, "{}  AUROC out of fold {:.3}", config.out.join(&probe.file).display(), probe.auroc)?;
+        writeln!(out, "{}  AUROC {:.3}", config.out.join(&probe.file).display(), probe.chosen_by)?;
     }
     writeln!(out, "{}", config.out.join(MARKDOWN_FILE).display())?;
     Ok(ExitCode::SUCCESS)

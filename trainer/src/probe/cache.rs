@@ -51,7 +51,7 @@ impl Cache {
             if found != header {
                 let problem =
                     "this is no file of states for this model: remove it, or choose another `cache`";
-                return Err(ProbeError::Config { path, problem: problem.into() });
+                return Err(ProbeError::Cache { path, problem });
             }
         }
         let mut cache = Self { path, file, len, places: HashMap::new() };

@@ -120,16 +120,16 @@ impl Problem {
         self.classifier(settings.hidden, &self.solve(settings, None))
     }
 
-    /// Logistic regression for each of `cs`; each starts where the one before it ended.
-    pub fn path(&self, cs: &[f64]) -> Vec<Classifier> {
-        let mut start = None;
-        let fits = cs.iter().map(|&c| {
-            let solved = self.solve(&FitSettings { hidden: 0, c, seed: 0 }, start.take());
-            let classifier = self.classifier(0, &solved);
-            start = Some(solved);
+    /// Fits several. Logistic regression starts where the one before it ended.
+    pub fn fits(&self, settings: &[FitSettings]) -> Vec<Classifier> {
+        let mut last: Option<Vec<f64>> = None;
+        let fit = |settings: &FitSettings| {
+            let solved = self.solve(settings, last.take().filter(|_| settings.kind() == Kind::Linear));
+            let classifier = self.classifier(settings.hidden, &solved);
+            last = (settings.kind() == Kind::Linear).then_some(solved);
             classifier
-        });
-        fits.collect()
+        };
+        settings.iter().map(fit).collect()
     }
 
     fn solve(&self, settings: &FitSettings, start: Option<Vec<f64>>) -> Vec<f64> {
@@ -346,9 +346,8 @@ mod tests {
         fn check(c: f64, weight: [f32; 4], bias: f32) {
             let (states, labels) = data();
             let problem = Problem::new(&states, &labels);
-            for found in
-                [problem.fit(&FitSettings { hidden: 0, c, seed: 0 }), problem.path(&[1e-3, c]).remove(1)]
-            {
+            let settings = [1e-3, c].map(|c| FitSettings { hidden: 0, c, seed: 0 });
+            for found in [problem.fit(&settings[1]), problem.fits(&settings).remove(1)] {
                 let pairs = found.output.weight.iter().zip(&weight).chain([(&found.output.bias[0], &bias)]);
                 for (found, expected) in pairs {
                     assert!((found - expected).abs() < 1e-3, "C = {c}: {found} is not {expected}");

@@ -1,4 +1,7 @@
-//! A run's settings, from one TOML file.
+//! A run's settings: one TOML file, whose every value the environment and flags can override.
+//!
+//! Layers, lowest first: defaults, the file, `FORETHOUGHT_TRAINER__SECTION__KEY` variables, and `--set
+//! section.key=value`. Data files are relative to the file's folder.
 
 use std::path::{Path, PathBuf};
 
@@ -9,8 +12,9 @@ use super::{
     error::{ProbeError, Result},
     rows::DataFile,
 };
+use crate::config::layers;
 
-/// Settings of `forethought-trainer probe`. Paths are relative to the folder that the command is started in.
+/// Everything that a run of `probe` is told.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -44,7 +48,12 @@ pub struct Config {
     pub learning_curve: Option<Curve>,
     /// What is fitted on.
     pub fit: Vec<DataFile>,
-    /// What is scored and never fitted on.
+    /// Rows that neither the fit nor the adapter's training has seen; what is held out of `fit` is added to them. Probes
+    /// are chosen, calibrated and given thresholds by them. Without any that is done by cross-validation on `fit`, which
+    /// is right for an untuned model only: a tuned one's states tell the labels that it has learnt.
+    #[serde(default)]
+    pub unseen: Vec<DataFile>,
+    /// What is scored and serves for nothing else.
     #[serde(default)]
     pub score: Vec<ScoreSet>,
 }
@@ -75,10 +84,10 @@ impl Default for Search {
             folds: 5,
             block: 20,
             gap: 2,
-            c: vec![1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2],
+            c: vec![1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1],
             probes: 3,
             hidden: 16,
-            hidden_c: vec![1e-3, 1e-2, 1e-1],
+            hidden_c: vec![1e-3, 1e-2, 1e-1, 1.0],
         }
     }
 }
@@ -89,16 +98,13 @@ impl Default for Search {
 pub struct Threshold {
     /// Share of the benign rows that a probe may call harmful.
     pub target_fpr: f64,
-    /// The rows it is set on; only benign ones count. Without any it is set on the benign rows of `fit`, each scored by a
-    /// fit that has not seen it.
+    /// The rows it is set on, of which only the benign ones count; by default those that probes are chosen by.
     pub benign: Vec<DataFile>,
-    /// Of those rows of `fit`, only these styles.
-    pub styles: Option<Vec<String>>,
 }
 
 impl Default for Threshold {
     fn default() -> Self {
-        Self { target_fpr: 0.02, benign: Vec::new(), styles: None }
+        Self { target_fpr: 0.02, benign: Vec::new() }
     }
 }
 
@@ -139,16 +145,23 @@ fn all_positions() -> Vec<Position> {
 }
 
 impl Config {
-    /// Reads and checks a file.
+    /// Reads all layers; `set` holds `key=value` pairs of flags.
     ///
     /// # Errors
-    /// It can't be read or understood, or a setting has no meaning; the message names it.
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).map_err(ProbeError::file(path))?;
-        let invalid = |problem: String| ProbeError::Config { path: path.to_owned(), problem };
-        let config: Self = toml::from_str(&text).map_err(|e| invalid(e.to_string()))?;
-        config.check().map_err(|e| invalid(e.to_string()))?;
+    /// The file can't be read or understood, or a setting has no meaning; the message names it.
+    pub fn read(path: &Path, set: &[String]) -> Result<Self> {
+        let mut config: Self = layers(path, set)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        for file in config.files() {
+            file.path = folder.join(&file.path);
+        }
+        config.check()?;
         Ok(config)
+    }
+
+    fn files(&mut self) -> impl Iterator<Item = &mut DataFile> {
+        let scored = self.score.iter_mut().flat_map(|set| &mut set.files);
+        self.fit.iter_mut().chain(&mut self.unseen).chain(&mut self.threshold.benign).chain(scored)
     }
 
     /// Fails on the first setting that has no meaning.
@@ -190,9 +203,13 @@ impl Config {
                 return Err(ProbeError::setting(format!("score[{i}].name"), "is there twice"));
             }
         }
-        let files = self.fit.iter().chain(&threshold.benign).chain(self.score.iter().flat_map(|s| &s.files));
-        if files.flat_map(|f| f.skip_every.iter().chain(&f.take_every)).any(|&n| n == 0) {
-            return Err(ProbeError::setting("skip_every, take_every", "must be at least 1"));
+        if self.fit.iter().any(|file| file.hold_out.is_some_and(|every| every < 2)) {
+            return Err(ProbeError::setting("fit.hold_out", "must be at least 2"));
+        }
+        let others =
+            self.unseen.iter().chain(&threshold.benign).chain(self.score.iter().flat_map(|s| &s.files));
+        if others.into_iter().any(|file| file.hold_out.is_some()) {
+            return Err(ProbeError::setting("hold_out", "is for the files of `fit` only"));
         }
         Ok(())
     }
@@ -204,24 +221,32 @@ mod tests {
 
     const LEAST: &str = "bundle = 'default'\nout = 'out'\n[[fit]]\npath = 'a.jsonl'\n";
 
+    fn read(text: &str, set: &[&str]) -> std::result::Result<Config, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("probe.toml");
+        std::fs::write(&path, text).unwrap();
+        let set: Vec<String> = set.iter().map(|&pair| pair.to_owned()).collect();
+        Config::read(&path, &set).map_err(|error| error.to_string())
+    }
+
     #[test]
-    fn little_is_needed() {
-        let config: Config = toml::from_str(LEAST).unwrap();
-        config.check().unwrap();
+    fn little_is_needed_and_flags_win() {
+        let config = read(LEAST, &["threshold.target_fpr=0.01", "search.probes=2"]).unwrap();
         assert_eq!((config.threads, config.positions.len(), config.search.folds), (2, 3, 5));
+        assert_eq!((config.threshold.target_fpr, config.search.probes), (0.01, 2));
+        assert!(config.fit[0].path.is_absolute() && config.fit[0].path.ends_with("a.jsonl"));
     }
 
     #[test]
     fn mistakes_are_named() {
         fn check(more: &str, expected: &str) {
-            let file = tempfile::NamedTempFile::new().unwrap();
-            std::fs::write(file.path(), format!("{more}\n{LEAST}")).unwrap();
-            let error = Config::read(file.path()).unwrap_err().to_string();
+            let error = read(&format!("{more}\n{LEAST}"), &[]).unwrap_err();
             assert!(error.contains(expected), "{error}");
         }
-        check("thread = 1", "unknown field `thread`");
+        check("thread = 1", "thread");
+        check("threads = [", "line 1");
         check("threads = 0", "`threads`: must be at least 1");
-        check("positions = ['first']", "positions");
+        check("positions = ['first']", "first");
         check("search = { c = [0.0] }", "`search.c`");
         check("search = { folds = 1 }", "`search.folds`");
         check("threshold = { target_fpr = 1.0 }", "`threshold.target_fpr`");
@@ -232,6 +257,6 @@ mod tests {
             &format!("score = [{{ name = 's', {file} }}, {{ name = 's', {file} }}]"),
             "`score[1].name`: is there twice",
         );
-        check("score = [{ name = 's', files = [{ path = 'b', take_every = 0 }] }]", "take_every");
+        check("unseen = [{ path = 'b', hold_out = 10 }]", "`hold_out`");
     }
 }

@@ -11,7 +11,7 @@ use super::{
     folds::{Folds, shuffled_blocks},
     inputs::Inputs,
     made::Probe,
-    search::{auroc, best_c, pick, pick_labels},
+    search::{Judge, Place, auroc, best, linear, pick, pick_labels},
 };
 
 /// Scores of fits on one number of examples.
@@ -48,7 +48,7 @@ pub fn learning_curve(
     curve: &Curve,
 ) -> Result<Vec<Point>> {
     let (layer, position) = (probe.cell.layer, probe.cell.position);
-    let states = inputs.fit.first_states(&mut inputs.reader, layer, position)?;
+    let states = inputs.fit.states(&mut inputs.reader, layer, position)?;
     let labels = inputs.fit.labels();
     let width = inputs.reader.identity().width;
     let files = inputs.fit.file_numbers();
@@ -68,8 +68,10 @@ pub fn learning_curve(
             let (states, labels) = (pick(&states, width, &rows), pick_labels(&labels, &rows));
             let folds =
                 Folds::new(&blocks, config.search.folds.min(size / curve.block).max(2), curve.block, 0, 0);
-            let c = best_c(&states, &labels, &folds, &config.search.c);
-            Problem::new(&states, &labels).path(&[c]).remove(0)
+            let place = Place { layer, position, fit: states, judge: Vec::new() };
+            let tried = Judge::Folds(&folds).judge(&place, &labels, &linear(&config.search.c));
+            let settings = best(tried).map_or(probe.cell.settings, |cell| cell.settings);
+            Problem::new(&place.fit, &labels).fit(&settings)
         })
         .collect();
 
@@ -79,11 +81,9 @@ pub fn learning_curve(
         let mut sets = Vec::new();
         for set in inputs.score.iter().filter(|set| both(&set.labels())) {
             let labels = set.labels();
-            let mut aurocs = Vec::new();
-            for (_, classifier) in jobs_of_size {
-                let logits = set.logits(&mut inputs.reader, layer, position, classifier)?;
-                aurocs.extend(auroc(&logits, &labels));
-            }
+            let states = set.states(&mut inputs.reader, layer, position)?;
+            let aurocs = jobs_of_size.iter().map(|(_, c)| auroc(&set.logits(&states, c), &labels));
+            let aurocs: Vec<f64> = aurocs.collect::<Option<_>>().unwrap_or_default();
             sets.push(Spread::new(&set.name, &aurocs));
         }
         let size = jobs_of_size.first().map_or(0, |((size, _), _)| *size);

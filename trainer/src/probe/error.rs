@@ -10,6 +10,8 @@ use forethought_core::{
     store::StoreError,
 };
 
+use crate::error::TrainError;
+
 /// An error of the probes. It names what is wrong and where, and never holds text of an example.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
@@ -21,13 +23,13 @@ pub enum ProbeError {
         /// What is wrong with it.
         problem: String,
     },
-    /// The settings' file can't be understood.
+    /// A file in the cache is not what it should be.
     #[error("{path}: {problem}")]
-    Config {
+    Cache {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
-        problem: String,
+        /// What is wrong, and what to do.
+        problem: &'static str,
     },
     /// A file can't be read or written.
     #[error("{path}: {source}")]
@@ -73,6 +75,9 @@ pub enum ProbeError {
     /// A report can't be written as JSON.
     #[error("can't write JSON: {0}")]
     Json(#[from] serde_json::Error),
+    /// The settings can't be read.
+    #[error(transparent)]
+    Settings(#[from] TrainError),
     /// A data file can't be read.
     #[error(transparent)]
     Dataset(#[from] DatasetError),

@@ -9,7 +9,7 @@ use super::{
     cache::Key,
     config::Config,
     error::{ProbeError, Result},
-    reader::Reader,
+    reader::{Reader, Reading},
     rows::DataFile,
     sets::Set,
 };
@@ -20,10 +20,14 @@ pub struct Inputs {
     pub reader: Reader,
     /// What is fitted on: conversations of one window each.
     pub fit: Set,
-    /// What thresholds are set on, where that is not `fit`.
+    /// What probes are chosen and calibrated by, if that is not `fit`.
+    pub unseen: Option<Set>,
+    /// What thresholds are set on, if that is neither.
     pub threshold: Option<Set>,
-    /// What is scored.
+    /// What is scored: the parts of `unseen`, then what serves for nothing else.
     pub score: Vec<Set>,
+    /// How many of `score` are parts of `unseen`.
+    pub parts: usize,
 }
 
 impl Inputs {
@@ -33,46 +37,71 @@ impl Inputs {
     /// what is fitted on is not scored.
     ///
     /// # Errors
-    /// The bundle, a file or the cache can't be read, the model fails, or `fit` lacks a class.
+    /// The bundle, a file or the cache can't be read, the model fails, or a class is missing.
     pub fn read(config: &Config, fetch: &dyn store::Progress, progress: Progress<'_>) -> Result<Self> {
         let cache = match &config.cache {
             Some(folder) => folder.clone(),
             None => store::Store::open_default()?.root().join("states"),
         };
         let mut reader = Reader::open(&config.bundle, config.layers.clone(), config.device, &cache, fetch)?;
-        let mut all_readings = Vec::new();
+        let mut readings: Vec<Reading> = Vec::new();
         let mut load = |name: &str, files: &[DataFile]| -> Result<Set> {
-            let (set, readings) = Set::load(&reader, name, files)?;
-            all_readings.extend(readings);
+            let mut set = Set::named(name);
+            for file in files {
+                readings.extend(set.add(&reader, file, file.read()?.0)?);
+            }
             Ok(set)
         };
         let mut fit = load("fit", &config.fit)?;
+        let mut score = Vec::new();
+        for file in &config.unseen {
+            score.push(load(&file.stem(), std::slice::from_ref(file))?);
+        }
+        let scored =
+            config.score.iter().map(|set| load(&set.name, &set.files)).collect::<Result<Vec<_>>>()?;
         let mut threshold = match &config.threshold.benign[..] {
             [] => None,
             files => Some(load("threshold", files)?),
         };
-        let mut score =
-            config.score.iter().map(|set| load(&set.name, &set.files)).collect::<Result<Vec<_>>>()?;
+        for file in config.fit.iter().filter(|file| file.hold_out.is_some()) {
+            let mut set = Set::named(&format!("{} held out", file.stem()));
+            readings.extend(set.add(&reader, file, file.read()?.1)?);
+            score.push(set);
+        }
+        let parts = score.len();
+        score.extend(scored);
+
         fit.retain(|example| example.windows.len() == 1);
         let fitted: HashSet<Key> = fit.windows();
         for set in threshold.iter_mut().chain(&mut score) {
             set.retain(|example| !example.windows.iter().any(|key| fitted.contains(key)));
         }
-        if let Some(set) = &mut threshold {
-            set.retain(|example| example.label == Verdict::Benign);
+        let unseen = (parts > 0).then(|| {
+            let mut unseen = Set::named("unseen");
+            score[..parts].iter().for_each(|part| unseen.extend(part));
+            unseen
+        });
+        check(&fit, config.search.folds)?;
+        if let Some(unseen) = &unseen {
+            check(unseen, config.search.folds)?;
         }
-        for (verdict, name) in [(Verdict::Harmful, "harmful"), (Verdict::Benign, "benign")] {
-            let count = fit.examples.iter().filter(|e| e.label == verdict).count();
-            if count < config.search.folds {
-                return Err(ProbeError::Data(format!(
-                    "`fit` holds {count} {name} rows: it needs {} at least",
-                    config.search.folds
-                )));
-            }
-        }
-        reader.read(&all_readings.iter().collect::<Vec<_>>(), &mut |done, total| {
+        reader.read(&readings.iter().collect::<Vec<_>>(), &mut |done, total| {
             progress("reading", done, total);
         })?;
-        Ok(Self { reader, fit, threshold, score })
+        Ok(Self { reader, fit, unseen, threshold, score, parts })
     }
+}
+
+/// Fails where a set has fewer rows of a class than `least`.
+fn check(set: &Set, least: usize) -> Result<()> {
+    for verdict in [Verdict::Harmful, Verdict::Benign] {
+        let count = set.examples.iter().filter(|e| e.label == verdict).count();
+        if count < least {
+            let name = &set.name;
+            return Err(ProbeError::Data(format!(
+                "`{name}` holds {count} {verdict} rows: it needs {least} at least"
+            )));
+        }
+    }
+    Ok(())
 }

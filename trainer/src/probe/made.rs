@@ -13,9 +13,11 @@ use super::{
     classifier::{Classifier, Problem, platt, sigmoid},
     config::Config,
     error::Result,
+    folds::Folds,
     inputs::Inputs,
     onnx::{self, Metadata},
-    search::Cell,
+    search::{Cell, Judge, auroc, fold_aurocs},
+    sets::Set,
 };
 
 /// Confidence of all exact intervals.
@@ -24,11 +26,13 @@ pub const LEVEL: f64 = 0.95;
 /// A finished probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// Its cell, with scores out of fold.
+    /// Its cell.
     pub cell: Cell,
     /// Ready for use: its outputs are calibrated.
     pub classifier: Classifier,
-    /// The cell's logits, calibrated alike.
+    /// What was done to its logits for that: slope and shift.
+    pub calibration: (f64, f64),
+    /// Logits of the rows that it is fitted on, each by a fit that has not seen it, calibrated alike.
     pub logits: Vec<f64>,
     /// Where it begins to say harmful.
     pub threshold: SetThreshold,
@@ -70,45 +74,53 @@ impl SetThreshold {
 }
 
 impl Probe {
-    /// Fits a cell's settings on all rows, calibrates it by the logits out of fold, and sets its threshold.
+    /// Fits a cell's settings on all rows, calibrates it by the judge's rows, and sets its threshold.
     ///
     /// # Errors
     /// States can't be read.
-    pub fn make(inputs: &mut Inputs, cell: Cell, config: &Config) -> Result<Self> {
+    pub fn make(
+        inputs: &mut Inputs,
+        judge: &Judge<'_>,
+        folds: &Folds,
+        cell: Cell,
+        config: &Config,
+    ) -> Result<Self> {
         let labels = inputs.fit.labels();
-        let states = inputs.fit.first_states(&mut inputs.reader, cell.layer, cell.position)?;
-        let (slope, shift) = platt(&cell.logits, &labels);
-        let classifier = Problem::new(&states, &labels).fit(&cell.settings).calibrated(slope, shift);
-        let logits: Vec<f64> = cell.logits.iter().map(|z| slope * z + shift).collect();
+        let judged = judge.labels(&inputs.fit);
+        let place = judge.place(&mut inputs.reader, &inputs.fit, cell.layer, cell.position)?;
+        let (slope, shift) = platt(&cell.logits, &judged);
+        let calibrated = |logits: &[f64]| -> Vec<f64> { logits.iter().map(|z| slope * z + shift).collect() };
+        let classifier = Problem::new(&place.fit, &labels).fit(&cell.settings).calibrated(slope, shift);
         let benign: Vec<f64> = match &inputs.threshold {
-            Some(set) => set.logits(&mut inputs.reader, cell.layer, cell.position, &classifier)?,
-            None => {
-                let styles = &config.threshold.styles;
-                let rows = inputs.fit.examples.iter().zip(&logits);
-                rows.filter(|(e, _)| {
-                    let wanted = |s: &Vec<String>| e.style.as_ref().is_some_and(|style| s.contains(style));
-                    e.label == Verdict::Benign && styles.as_ref().is_none_or(wanted)
-                })
-                .map(|(_, &z)| z)
-                .collect()
+            Some(set) => set.logits(&set.states(&mut inputs.reader, cell.layer, cell.position)?, &classifier),
+            None => calibrated(&cell.logits),
+        };
+        let truths = inputs.threshold.as_ref().map_or(judged, Set::labels);
+        let benign = benign.into_iter().zip(truths).filter(|(_, label)| *label == Verdict::Benign);
+        let benign = benign.map(|(z, _)| sigmoid(z) as f32).collect();
+        let threshold = SetThreshold::new(benign, config.threshold.target_fpr);
+        let out_of_fold = match judge {
+            Judge::Folds(_) => cell.logits.clone(),
+            Judge::Unseen(_) => {
+                let mut cells = Judge::Folds(folds).judge(&place, &labels, &[cell.settings]);
+                cells.pop().map(|cell| cell.logits).unwrap_or_default()
             }
         };
-        let benign = benign.into_iter().map(|z| sigmoid(z) as f32).collect();
-        let threshold = SetThreshold::new(benign, config.threshold.target_fpr);
-        Ok(Self { cell, classifier, logits, threshold })
+        let logits = calibrated(&out_of_fold);
+        Ok(Self { cell, classifier, calibration: (slope, shift), logits, threshold })
     }
 
     /// The probe's file.
     ///
     /// # Errors
     /// A fact can't be written as JSON.
-    pub fn encode(&self, inputs: &Inputs, config: &Config) -> Result<Vec<u8>> {
+    pub fn encode(&self, inputs: &Inputs, folds: &Folds, config: &Config) -> Result<Vec<u8>> {
         let sources = inputs.fit.examples.iter().map(|e| e.source.as_str());
         let sources = sources.fold(BTreeMap::<&str, usize>::new(), |mut counts, source| {
             *counts.entry(source).or_default() += 1;
             counts
         });
-        let threshold_files = inputs.threshold.as_ref().map_or(&inputs.fit.files, |set| &set.files);
+        let judged_by = inputs.unseen.as_ref().map(|set| &set.files);
         let training = json!({
             "files": inputs.fit.files,
             "rows": inputs.fit.examples.len(),
@@ -116,17 +128,17 @@ impl Probe {
             "kind": self.cell.settings.kind(),
             "hidden": self.cell.settings.hidden,
             "c": self.cell.settings.c,
-            "seed": self.cell.settings.seed,
+            "seed": config.seed,
             "cross_validation": {
                 "folds": config.search.folds,
                 "block": config.search.block,
                 "gap": config.search.gap,
-                "seed": config.seed,
-                "auroc": self.cell.auroc,
-                "fold_aurocs": self.cell.folds,
+                "auroc": auroc(&self.logits, &inputs.fit.labels()),
+                "fold_aurocs": fold_aurocs(folds, &self.logits, &inputs.fit.labels()),
             },
+            "chosen_by": judged_by.map(|files| json!({ "files": files, "auroc": self.cell.auroc })),
             "threshold": self.threshold,
-            "threshold_files": threshold_files,
+            "threshold_files": inputs.threshold.as_ref().map(|set| &set.files).or(judged_by),
         });
         let metadata = Metadata {
             name: self.cell.name(),

@@ -7,10 +7,7 @@ use candle_core::{DType, Device};
 use forethought_core::{
     conversation::Conversation,
     guard::{Bundle, Windows, bundle::Manifest, prompt::Prompt, transcript},
-    model::{
-        Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, Precision, Sequence, Tokenizer,
-        Want,
-    },
+    model::{Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, Precision, Sequence, Tokenizer, Want},
     probe::{Pool, Position},
     store::{Progress, Store, sha256_file},
 };

@@ -46,11 +46,14 @@ pub struct Report {
     pub threshold: Option<Vec<FileRecord>>,
     /// Files that were scored.
     pub score: Vec<(String, Vec<FileRecord>)>,
+    /// How many of those, from the first on, probes were chosen, calibrated and given thresholds by; with none it was
+    /// done by cross-validation.
+    pub chosen_by: usize,
     /// Folds of the cross-validation.
     pub folds: usize,
     /// Seed of everything that was drawn.
     pub seed: u64,
-    /// Cross-validated logistic regression at every layer and position.
+    /// Logistic regression at every layer and position.
     pub cells: Vec<Cell>,
     /// The probes that were written.
     pub probes: Vec<ProbeReport>,
@@ -75,9 +78,11 @@ pub struct ProbeReport {
     pub kind: Kind,
     /// Inverse strength of its penalty.
     pub c: f64,
-    /// AUROC out of fold.
-    pub auroc: f64,
-    /// AUROC out of fold of the best logistic regression and the best small network there.
+    /// AUROC on the rows that it was chosen by.
+    pub chosen_by: f64,
+    /// AUROC out of fold on the rows that it is fitted on.
+    pub auroc: Option<f64>,
+    /// AUROC, on the rows it was chosen by, of the best logistic regression and the best small network there.
     pub kinds: Vec<(Kind, f64)>,
     /// Where it begins to say harmful.
     pub threshold: SetThreshold,

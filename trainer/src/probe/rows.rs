@@ -17,12 +17,9 @@ use super::error::{ProbeError, Result};
 pub struct DataFile {
     /// JSON lines with `prompt` or `instruction`, and `label`.
     pub path: PathBuf,
-    /// Leave out every this many-th line, counted from 1.
+    /// Every so many rows, one is held out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub skip_every: Option<usize>,
-    /// Take only every this many-th line, counted from 1.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub take_every: Option<usize>,
+    pub hold_out: Option<usize>,
     /// Take only rows of these styles.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub styles: Option<Vec<String>>,
@@ -31,7 +28,7 @@ pub struct DataFile {
 impl DataFile {
     /// All rows of a file.
     pub fn all(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), skip_every: None, take_every: None, styles: None }
+        Self { path: path.into(), hold_out: None, styles: None }
     }
 
     /// The name of the file, without its extension.
@@ -39,31 +36,30 @@ impl DataFile {
         self.path.file_stem().unwrap_or_default().to_string_lossy().into_owned()
     }
 
-    fn takes(&self, row: &Row) -> bool {
-        let is_multiple = |n: usize| row.line.is_multiple_of(n);
-        !self.skip_every.is_some_and(is_multiple)
-            && self.take_every.is_none_or(is_multiple)
-            && self
-                .styles
-                .as_ref()
-                .is_none_or(|styles| row.style.as_ref().is_some_and(|s| styles.contains(s)))
-    }
-
-    /// Reads the rows that are wanted, in the file's order.
+    /// Reads the rows that are wanted and those that are held out, both in the file's order.
     ///
     /// # Errors
     /// The file can't be read, holds a row that can't be used, or none that is wanted.
-    pub fn read(&self) -> Result<Vec<Row>> {
-        let mut data = Dataset::read(&self.path)?;
+    pub fn read(&self) -> Result<(Vec<Row>, Vec<Row>)> {
+        let data = Dataset::read(&self.path)?;
         if let Some(bad) = data.bad.first() {
             let (line, problem) = (bad.line, bad.problem.clone());
             return Err(ProbeError::Row { path: self.path.clone(), line, problem });
         }
-        data.rows.retain(|row| self.takes(row));
-        if data.rows.is_empty() {
+        let (mut rows, mut held_out) = (Vec::new(), Vec::new());
+        for (index, row) in data.rows.into_iter().enumerate() {
+            let is_held_out = self.hold_out.is_some_and(|every| (index + 1).is_multiple_of(every));
+            if is_held_out { held_out.push(row) } else { rows.push(row) }
+        }
+        if let Some(styles) = &self.styles {
+            let wanted = |row: &Row| row.style.as_ref().is_some_and(|style| styles.contains(style));
+            rows.retain(wanted);
+            held_out.retain(wanted);
+        }
+        if rows.is_empty() {
             return Err(ProbeError::Data(format!("{}: no row of it is wanted", self.path.display())));
         }
-        Ok(data.rows)
+        Ok((rows, held_out))
     }
 }
 
@@ -119,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_and_styles_are_chosen() {
+    fn rows_are_held_out_and_chosen_by_style() {
         let lines: String = (1..=20)
             .map(|i| {
                 let style = if i % 4 == 0 { "everyday" } else { "direct" };
@@ -127,16 +123,16 @@ mod tests {
             })
             .collect();
         let file = file(&lines);
-        let ids = |change: &dyn Fn(&mut DataFile)| -> Vec<usize> {
-            let mut data = DataFile::all(file.path());
-            change(&mut data);
-            data.read().unwrap().iter().map(|row| row.line).collect()
+        let read = |hold_out, styles: Option<&str>| {
+            let styles = styles.map(|style| vec![style.to_owned()]);
+            let data = DataFile { path: file.path().into(), hold_out, styles };
+            let (rows, held_out) = data.read().unwrap();
+            let lines = |rows: Vec<Row>| rows.iter().map(|row| row.line).collect::<Vec<_>>();
+            (lines(rows), lines(held_out))
         };
-        assert_eq!(ids(&|_| {}).len(), 20);
-        assert_eq!(ids(&|d| d.take_every = Some(10)), [10, 20]);
-        let others = ids(&|d| d.skip_every = Some(10));
-        assert!(others.len() == 18 && !others.contains(&10));
-        assert_eq!(ids(&|d| d.styles = Some(vec!["everyday".into()])), [4, 8, 12, 16, 20]);
+        assert_eq!(read(None, None), ((1..=20).collect(), vec![]));
+        assert_eq!(read(Some(10), None), ((1..=9).chain(11..=19).collect(), vec![10, 20]));
+        assert_eq!(read(Some(10), Some("everyday")), (vec![4, 8, 12, 16], vec![20]));
     }
 
     #[test]

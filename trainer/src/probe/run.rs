@@ -1,7 +1,5 @@
 //! A whole run: search, fit, score, report, write.
 
-use std::path::Path;
-
 use forethought_core::store;
 
 use super::{
@@ -15,7 +13,7 @@ use super::{
     made::Probe,
     report::{ProbeReport, Report},
     scores::{GROUPINGS, SetScore, leave_out},
-    search::{auroc, choose, network, screen},
+    search::{Cell, Judge, auroc, choose, network, screen, transfer},
 };
 
 /// Folder of the probes' files, inside of the output folder as in a bundle.
@@ -28,30 +26,25 @@ const PROBES: &str = "probes";
 pub fn run(config: &Config, fetch: &dyn store::Progress, progress: Progress<'_>) -> Result<Report> {
     let mut inputs = Inputs::read(config, fetch, progress)?;
     let search = &config.search;
-    let labels = inputs.fit.labels();
     let folds = Folds::new(&inputs.fit.file_numbers(), search.folds, search.block, search.gap, config.seed);
-    let cells =
-        screen(&mut inputs.reader, &inputs.fit, &folds, &config.positions, search, &mut |done, total| {
+    let unseen = inputs.unseen.clone();
+    let judge = unseen.as_ref().map_or(Judge::Folds(&folds), Judge::Unseen);
+    let mut cells =
+        screen(&mut inputs.reader, &inputs.fit, &judge, &config.positions, search, &mut |done, total| {
             progress("layers", done, total);
         })?;
+    transfer(&mut inputs.reader, &inputs.fit, &inputs.score, &mut cells)?;
 
     let folder = config.out.join(PROBES);
     std::fs::create_dir_all(&folder).map_err(ProbeError::file(&folder))?;
-    let chosen = choose(&cells, &labels, search.probes);
+    let chosen = choose(&cells, &judge.labels(&inputs.fit), search.probes);
     let (mut probes, mut reports) = (Vec::new(), Vec::new());
     for (i, &cell) in chosen.iter().enumerate() {
-        let linear = cells[cell].clone();
-        let states = inputs.fit.first_states(&mut inputs.reader, linear.layer, linear.position)?;
-        let mut kinds = vec![(Kind::Linear, linear.auroc)];
-        let mut best = linear.clone();
-        if let Some((network, preferred)) = network(&states, &labels, &folds, &linear, search, config.seed) {
-            kinds.push((Kind::Mlp, network.auroc));
-            if preferred {
-                best = network;
-            }
-        }
-        let probe = Probe::make(&mut inputs, best, config)?;
-        write_probe(&folder, &probe, &inputs, config)?;
+        let (cell, kinds) = choose_kind(&mut inputs, &judge, cells[cell].clone(), config)?;
+        let probe = Probe::make(&mut inputs, &judge, &folds, cell, config)?;
+        let path = folder.join(file_name(&probe));
+        let bytes = probe.encode(&inputs, &folds, config)?;
+        std::fs::write(&path, bytes).map_err(ProbeError::file(&path))?;
         reports.push(describe(&mut inputs, &probe, kinds)?);
         probes.push(probe);
         progress("probes", i + 1, chosen.len());
@@ -71,6 +64,7 @@ pub fn run(config: &Config, fetch: &dyn store::Progress, progress: Progress<'_>)
         left_out: inputs.fit.left_out,
         threshold: inputs.threshold.as_ref().map(|set| set.files.clone()),
         score: inputs.score.iter().map(|set| (set.name.clone(), set.files.clone())).collect(),
+        chosen_by: inputs.parts,
         fit: inputs.fit.files,
         folds: search.folds,
         seed: config.seed,
@@ -83,9 +77,19 @@ pub fn run(config: &Config, fetch: &dyn store::Progress, progress: Progress<'_>)
     Ok(report)
 }
 
-fn write_probe(folder: &Path, probe: &Probe, inputs: &Inputs, config: &Config) -> Result<()> {
-    let path = folder.join(file_name(probe));
-    std::fs::write(&path, probe.encode(inputs, config)?).map_err(ProbeError::file(&path))
+/// Logistic regression or a small network at a cell's place, and the AUROC of each.
+fn choose_kind(
+    inputs: &mut Inputs,
+    judge: &Judge<'_>,
+    linear: Cell,
+    config: &Config,
+) -> Result<(Cell, Vec<(Kind, f64)>)> {
+    let place = judge.place(&mut inputs.reader, &inputs.fit, linear.layer, linear.position)?;
+    let mut kinds = vec![(Kind::Linear, linear.auroc)];
+    let found = network(judge, &place, &inputs.fit.labels(), &linear, &config.search, config.seed);
+    let Some((network, is_preferred)) = found else { return Ok((linear, kinds)) };
+    kinds.push((Kind::Mlp, network.auroc));
+    Ok((if is_preferred { network } else { linear }, kinds))
 }
 
 fn file_name(probe: &Probe) -> String {
@@ -96,8 +100,8 @@ fn describe(inputs: &mut Inputs, probe: &Probe, kinds: Vec<(Kind, f64)>) -> Resu
     let cell = &probe.cell;
     let mut sets = Vec::new();
     for set in &inputs.score {
-        let logits = set.logits(&mut inputs.reader, cell.layer, cell.position, &probe.classifier)?;
-        sets.push(SetScore::new(set, &logits, probe.threshold.value)?);
+        let states = set.states(&mut inputs.reader, cell.layer, cell.position)?;
+        sets.push(SetScore::new(set, &set.logits(&states, &probe.classifier), probe.threshold.value)?);
     }
     let mut left_out = Vec::new();
     for grouping in GROUPINGS {
@@ -110,7 +114,8 @@ fn describe(inputs: &mut Inputs, probe: &Probe, kinds: Vec<(Kind, f64)>) -> Resu
         position: cell.position,
         kind: cell.settings.kind(),
         c: cell.settings.c,
-        auroc: cell.auroc,
+        chosen_by: cell.auroc,
+        auroc: auroc(&probe.logits, &inputs.fit.labels()),
         kinds,
         threshold: probe.threshold,
         sets,
@@ -124,15 +129,16 @@ fn together(inputs: &mut Inputs, probes: &[Probe]) -> Result<Vec<(String, f64)>>
         |sum: Vec<f64>, more: &[f64]| -> Vec<f64> { sum.iter().zip(more).map(|(a, b)| a + b).collect() };
     let labels = inputs.fit.labels();
     let sum = probes.iter().fold(vec![0.0; labels.len()], |sum, probe| add(sum, &probe.logits));
-    let mut found: Vec<(String, f64)> =
-        auroc(&sum, &labels).map(|a| ("out of fold".into(), a)).into_iter().collect();
+    let out_of_fold = auroc(&sum, &labels).map(|auroc| ("out of fold".into(), auroc));
+    let mut found: Vec<(String, f64)> = out_of_fold.into_iter().collect();
     for set in &inputs.score {
         let labels = set.labels();
         let mut sum = vec![0.0; labels.len()];
         for Probe { cell, classifier, .. } in probes {
-            sum = add(sum, &set.logits(&mut inputs.reader, cell.layer, cell.position, classifier)?);
+            let states = set.states(&mut inputs.reader, cell.layer, cell.position)?;
+            sum = add(sum, &set.logits(&states, classifier));
         }
-        found.extend(auroc(&sum, &labels).map(|a| (set.name.clone(), a)));
+        found.extend(auroc(&sum, &labels).map(|auroc| (set.name.clone(), auroc)));
     }
     Ok(found)
 }

@@ -10,11 +10,11 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::{
-    classifier::{Problem, platt, sigmoid},
+    classifier::{Problem, sigmoid},
     error::Result,
     inputs::Inputs,
     made::{LEVEL, Probe},
-    search::{auroc, pick, pick_labels},
+    search::{auroc, pick, pick_labels, wide_logits},
     sets::{Example, Set},
 };
 
@@ -149,7 +149,7 @@ pub fn leave_out(
     (by, group): (&'static str, fn(&Example) -> Option<&str>),
 ) -> Result<Option<LeftOut>> {
     let cell = &probe.cell;
-    let states = inputs.fit.first_states(&mut inputs.reader, cell.layer, cell.position)?;
+    let states = inputs.fit.states(&mut inputs.reader, cell.layer, cell.position)?;
     let labels = inputs.fit.labels();
     let width = inputs.reader.identity().width;
     let mut groups: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
@@ -159,7 +159,7 @@ pub fn leave_out(
     if groups.len() < 2 {
         return Ok(None);
     }
-    let (slope, shift) = platt(&cell.logits, &labels);
+    let (slope, shift) = probe.calibration;
     let threshold = probe.threshold.value;
     let scored: Vec<(GroupScore, Vec<(usize, f64)>)> = groups
         .into_par_iter()
@@ -168,8 +168,7 @@ pub fn leave_out(
                 (0..labels.len()).filter(|row| rows.binary_search(row).is_err()).collect();
             let problem = Problem::new(&pick(&states, width, &others), &pick_labels(&labels, &others));
             let classifier = problem.fit(&cell.settings).calibrated(slope, shift);
-            let unseen = classifier.logits(&pick(&states, width, &rows));
-            let unseen: Vec<f64> = unseen.into_iter().map(f64::from).collect();
+            let unseen = wide_logits(&classifier, &pick(&states, width, &rows));
             let seen: Vec<f64> = rows.iter().map(|&row| probe.logits[row]).collect();
             let own = pick_labels(&labels, &rows);
             let harmful = own.iter().filter(|&&l| l == Verdict::Harmful).count();

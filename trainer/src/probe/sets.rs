@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use forethought_core::{evidence::Verdict, probe::Position};
+use forethought_core::{dataset::Row, evidence::Verdict, probe::Position};
 
 use super::{
     cache::Key,
@@ -43,30 +43,40 @@ pub struct Set {
 }
 
 impl Set {
-    /// Reads the rows of `files`. Their states are to be [read](Reader::read) next.
+    /// A set of no rows.
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), ..Self::default() }
+    }
+
+    /// Adds rows of a file; gives back what is to be [read](Reader::read).
     ///
     /// # Errors
-    /// A file can't be read or holds a row that can't be used.
-    pub fn load(reader: &Reader, name: &str, files: &[DataFile]) -> Result<(Self, Vec<Reading>)> {
-        let mut set = Self { name: name.to_owned(), ..Self::default() };
-        let mut readings = Vec::new();
-        for (number, file) in files.iter().enumerate() {
-            let rows = file.read()?;
-            set.files.push(FileRecord::new(&file.path, &rows)?);
-            for row in rows {
-                let reading = reader.prepare(&row.conversation)?;
-                set.examples.push(Example {
-                    label: row.label,
-                    source: source(&row, &file.stem()),
-                    windows: reading.keys(),
-                    category: row.category,
-                    style: row.style,
-                    file: number,
-                });
-                readings.push(reading);
-            }
+    /// The tokenizer fails.
+    pub fn add(&mut self, reader: &Reader, file: &DataFile, rows: Vec<Row>) -> Result<Vec<Reading>> {
+        let number = self.files.len();
+        self.files.push(FileRecord::new(&file.path, &rows)?);
+        let mut readings = Vec::with_capacity(rows.len());
+        for row in rows {
+            let reading = reader.prepare(&row.conversation)?;
+            self.examples.push(Example {
+                label: row.label,
+                source: source(&row, &file.stem()),
+                windows: reading.keys(),
+                category: row.category,
+                style: row.style,
+                file: number,
+            });
+            readings.push(reading);
         }
-        Ok((set, readings))
+        Ok(readings)
+    }
+
+    /// Adds all of another set.
+    pub fn extend(&mut self, other: &Self) {
+        let files = self.files.len();
+        self.files.extend_from_slice(&other.files);
+        self.examples.extend(other.examples.iter().map(|e| Example { file: files + e.file, ..e.clone() }));
+        self.left_out += other.left_out;
     }
 
     /// Leaves out what `keep` rejects.
@@ -100,25 +110,25 @@ impl Set {
         reader.states(&keys, layer, position)
     }
 
-    /// A classifier's logit for each example: the highest over its windows, as the guard takes it.
+    /// States of all windows, `[windows, width]`.
     ///
     /// # Errors
     /// As [`Reader::states`].
-    pub fn logits(
-        &self,
-        reader: &mut Reader,
-        layer: usize,
-        position: Position,
-        classifier: &Classifier,
-    ) -> Result<Vec<f64>> {
+    pub fn states(&self, reader: &mut Reader, layer: usize, position: Position) -> Result<Vec<f32>> {
         let keys: Vec<Key> = self.examples.iter().flat_map(|e| &e.windows).copied().collect();
-        let logits = classifier.logits(&reader.states(&keys, layer, position)?);
+        reader.states(&keys, layer, position)
+    }
+
+    /// A classifier's logit for each example, of the [states](Self::states) of all windows: the highest over the
+    /// example's windows, as the guard takes it.
+    pub fn logits(&self, states: &[f32], classifier: &Classifier) -> Vec<f64> {
+        let logits = classifier.logits(states);
         let mut rest = &logits[..];
         let highest = self.examples.iter().map(|example| {
             let (own, others) = rest.split_at(example.windows.len());
             rest = others;
             own.iter().fold(f64::NEG_INFINITY, |highest, &logit| highest.max(f64::from(logit)))
         });
-        Ok(highest.collect())
+        highest.collect()
     }
 }

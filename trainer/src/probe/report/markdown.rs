@@ -31,6 +31,7 @@ impl Report {
         self.write_probes(out)?;
         self.write_sets(out)?;
         self.write_cells(out)?;
+        writeln!(out, "## Sources, styles and categories that a fit has not seen\n")?;
         for probe in &self.probes {
             for left_out in &probe.left_out {
                 write_totals(out, probe, left_out)?;
@@ -67,25 +68,41 @@ impl Report {
     }
 
     fn write_probes(&self, out: &mut String) -> std::fmt::Result {
+        let (folds, parts) = (self.folds, self.chosen_by);
+        writeln!(out, "## Probes\n")?;
+        if parts > 0 {
+            let names: Vec<&str> = self.score[..parts].iter().map(|(name, _)| name.as_str()).collect();
+            writeln!(
+                out,
+                "Chosen, calibrated and given thresholds by rows that no fit has seen ({}), so their scores below are a \
+                 little flattered; those of other sets are not. Out of fold: on the rows fitted on, cross-validated \
+                 over {folds} folds of neighbouring rows. An adapter trained on these rows flatters that figure.\n",
+                names.join(", ")
+            )?;
+        } else {
+            writeln!(
+                out,
+                "Chosen, calibrated and given thresholds by cross-validation over {folds} folds of neighbouring rows.\n"
+            )?;
+        }
         writeln!(
             out,
-            "## Probes\n\nChosen by cross-validation over {} folds of neighbouring rows; they do well together.\n\n\
-             | probe | kind | C | AUROC out of fold | logistic | network | threshold | set on | flagged there |\n\
-             | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            self.folds
+            "| probe | kind | C | AUROC, chosen by | logistic | network | AUROC out of fold | threshold | set on | \
+             flagged there |\n| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
         )?;
         for p in &self.probes {
             let kind = |i: usize| p.kinds.get(i).map_or("-".into(), |(_, auroc)| format!("{auroc:.3}"));
             let t = &p.threshold;
             writeln!(
                 out,
-                "| `{}` | {:?} | {} | {:.3} | {} | {} | {:.4} | {} benign rows | {}",
+                "| `{}` | {:?} | {} | {:.3} | {} | {} | {} | {:.4} | {} benign rows | {}",
                 p.name,
                 p.kind,
                 p.c,
-                p.auroc,
+                p.chosen_by,
                 kind(0),
                 kind(1),
+                number(p.auroc),
                 t.value,
                 t.rows,
                 match t.interval {
@@ -141,20 +158,24 @@ impl Report {
     }
 
     fn write_cells(&self, out: &mut String) -> std::fmt::Result {
-        writeln!(
+        let names = self.cells.first().map(|cell| &cell.sets[..]).unwrap_or_default();
+        write!(
             out,
-            "## Layers and positions\n\n![AUROC by layer and position]({LAYERS_PLOT})\n\nThe best of {}:\n\n\
-             | layer | position | C | AUROC out of fold | within each fold |\n| ---: | --- | ---: | ---: | --- |",
+            "## Layers and positions\n\n![AUROC by layer and position]({LAYERS_PLOT})\n\nThe best of {}, logistic \
+             regression:\n\n| layer | position | C | AUROC, chosen by |",
             self.cells.len()
         )?;
+        names.iter().try_for_each(|(name, _)| write!(out, " {name} |"))?;
+        write!(out, "\n| ---: | --- | ---: | ---: |")?;
+        names.iter().try_for_each(|_| write!(out, " ---: |"))?;
         let mut cells: Vec<_> = self.cells.iter().collect();
         cells.sort_by(|a, b| b.auroc.total_cmp(&a.auroc));
         for cell in cells.into_iter().take(BEST) {
-            let folds: Vec<String> = cell.folds.iter().map(|f| number(*f)).collect();
             let (layer, position, c) = (cell.layer, cell.position, cell.settings.c);
-            writeln!(out, "| {layer} | {position} | {c} | {:.3} | {} |", cell.auroc, folds.join(", "))?;
+            write!(out, "\n| {layer} | {position} | {c} | {:.3} |", cell.auroc)?;
+            cell.sets.iter().try_for_each(|(_, auroc)| write!(out, " {auroc:.3} |"))?;
         }
-        writeln!(out)
+        writeln!(out, "\n")
     }
 
     fn write_curve(&self, out: &mut String) -> std::fmt::Result {
