@@ -12,4 +12,5 @@ pub mod guard;
 pub mod metrics;
 pub mod model;
 pub mod policy;
+pub mod probe;
 pub mod store;

@@ -3,6 +3,7 @@
 pub mod calibrate;
 pub mod data;
 pub mod export;
+pub mod probe;
 pub mod report;
 pub mod sft;
 
@@ -27,6 +28,8 @@ struct Cli {
 enum Command {
     /// Tune an adapter on R1-Act examples
     Sft(sft::SftArgs),
+    /// Fit probes on the guard's hidden states and write them as ONNX
+    Probe(probe::ProbeArgs),
     /// Write a tuned adapter as a PEFT folder, merged weights or a guard bundle, and check what was written
     Export(export::ExportArgs),
     /// Fit the probabilities of a bundle's verdicts to scored rows
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
     let Cli { command } = Cli::parse();
     let outcome = match command {
         Command::Sft(args) => sft::run(&args),
+        Command::Probe(args) => probe::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
         Command::Report(args) => report::run(&args),

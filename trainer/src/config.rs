@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use config::{Config, Environment, File, FileFormat};
 use forethought_core::model::DeviceChoice;
 use forethought_core::store::DEFAULT_MODEL;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::adapter::LoraConfig;
 use crate::cpu::CpuSettings;
@@ -203,30 +203,13 @@ impl SftConfig {
     /// # Errors
     /// Names the key and where its value came from.
     pub fn read(path: &Path, set: &[String]) -> Result<Self> {
-        let wrong = |problem: String| TrainError::Config { path: path.to_owned(), problem };
-        let text = std::fs::read_to_string(path)
-            .map_err(|source| TrainError::File { path: path.to_owned(), source })?;
-        // Parsed once more below; this parse is for its error, which shows line and column.
-        text.parse::<toml::Table>().map_err(|error| wrong(format!("is not TOML: {error}")))?;
-        let mut builder = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).add_source(
-            Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").try_parsing(true),
-        );
-        for pair in set {
-            let Some((key, value)) = pair.split_once('=') else {
-                return Err(wrong(format!("`--set {pair}` is not KEY=VALUE")));
-            };
-            builder = builder
-                .set_override(key.trim(), parsed(value.trim()))
-                .map_err(|error| wrong(format!("`--set {pair}`: {error}")))?;
-        }
-        let mut config: Self =
-            builder.build().and_then(Config::try_deserialize).map_err(|error| wrong(error.to_string()))?;
+        let mut config: Self = layers(path, set)?;
         let folder = path.parent().unwrap_or(Path::new(""));
         let sources = config.data.iter_mut().chain(&mut config.validation).map(|data| &mut data.path);
         for path in sources.chain(&mut config.guard.manifest).chain(&mut config.train.init) {
             *path = folder.join(&*path);
         }
-        config.check().map_err(wrong)?;
+        config.check().map_err(|problem| TrainError::Config { path: path.to_owned(), problem })?;
         Ok(config)
     }
 
@@ -260,6 +243,30 @@ impl SftConfig {
             None => Ok(()),
         }
     }
+}
+
+/// Reads a file and the layers over it; `set` holds `key=value` pairs of flags.
+///
+/// # Errors
+/// Names the key and where its value came from.
+pub(crate) fn layers<T: DeserializeOwned>(path: &Path, set: &[String]) -> Result<T> {
+    let wrong = |problem: String| TrainError::Config { path: path.to_owned(), problem };
+    let text =
+        std::fs::read_to_string(path).map_err(|source| TrainError::File { path: path.to_owned(), source })?;
+    // Parsed once more below; this parse is for its error, which shows line and column.
+    text.parse::<toml::Table>().map_err(|error| wrong(format!("is not TOML: {error}")))?;
+    let mut builder = Config::builder().add_source(File::from(path).format(FileFormat::Toml)).add_source(
+        Environment::with_prefix(PREFIX).prefix_separator("__").separator("__").try_parsing(true),
+    );
+    for pair in set {
+        let Some((key, value)) = pair.split_once('=') else {
+            return Err(wrong(format!("`--set {pair}` is not KEY=VALUE")));
+        };
+        builder = builder
+            .set_override(key.trim(), parsed(value.trim()))
+            .map_err(|error| wrong(format!("`--set {pair}`: {error}")))?;
+    }
+    builder.build().and_then(Config::try_deserialize).map_err(|error| wrong(error.to_string()))
 }
 
 /// A flag's value as TOML has it, and as plain text where it is not TOML: `--set base.model=x` needs no quotes.

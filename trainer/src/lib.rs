@@ -26,6 +26,7 @@ pub mod model;
 pub mod ops;
 pub mod optim;
 mod pass;
+pub mod probe;
 pub mod r1act;
 pub mod report;
 pub mod results;

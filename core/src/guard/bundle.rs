@@ -261,6 +261,20 @@ impl Bundle {
         Ok(Some(Adapter::parse(name, &config, &weights)?))
     }
 
+    /// sha256 of the adapter's weights, hexadecimal; empty without one.
+    ///
+    /// # Errors
+    /// The file can't be read.
+    pub fn adapter_sha256(&self) -> Result<String, BundleError> {
+        match &self.manifest.adapter {
+            None => Ok(String::new()),
+            Some(folder) => {
+                let (_, bytes) = self.read(&folder.join(adapter::WEIGHTS))?;
+                Ok(hex::encode(Sha256::digest(&bytes)))
+            }
+        }
+    }
+
     /// A file of the bundle, and its name for messages.
     fn read(&self, file: &Path) -> Result<(String, Cow<'static, [u8]>), BundleError> {
         match &self.home {
