@@ -244,7 +244,7 @@ mod tests {
             assert!(error.contains(expected), "{error}");
         }
         check("thread = 1", "thread");
-        check("threads = [", "line 1");
+        check("threads = [", "TOML parse error at line");
         check("threads = 0", "`threads`: must be at least 1");
         check("positions = ['first']", "first");
         check("search = { c = [0.0] }", "`search.c`");
