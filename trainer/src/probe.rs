@@ -1,6 +1,6 @@
 //! Probes: small classifiers on the guard's hidden states, fitted, calibrated and written as ONNX.
 //!
-//! To read in order: [`config`] is what a run is told and [`run`] does it. [`rows`], [`sets`] and [`inputs`] are its
+//! To read in order: [`config`] is what a run is told and [`run()`] does it. [`rows`], [`sets`] and [`inputs`] are its
 //! data, [`reader`] gets the states as the guard itself sees them and [`cache`] keeps them; [`folds`] and [`search`] find
 //! out where to look, and [`classifier`] is what is fitted there. [`made`] turns that into a probe and [`onnx`] into a
 //! file; [`scores`] and [`curve`] say what it is worth, [`report`] writes it down.

@@ -50,7 +50,7 @@ fn data(path: &Path, rows: usize, seed: usize) {
     let line = |i: usize| {
         let harmful = i * i % 7 < 3;
         let word = if harmful { "zzz xx" } else { "aaa bb" };
-        let style = if i % 5 == 0 { "everyday" } else { "direct" };
+        let style = if i.is_multiple_of(5) { "everyday" } else { "direct" };
         let label = if harmful { "harmful" } else { "benign" };
         let letter = if i < rows / 2 { "a" } else { "b" };
         let text = format!("{word} {} {word} {}", (i + seed) * 31 % 17, "w".repeat((i + seed) % 9));

@@ -40,7 +40,7 @@ pub struct ProbeArgs {
 /// Runs `probe`.
 ///
 /// # Errors
-/// As [`probe::run`].
+/// As [`probe::run()`].
 pub fn run(args: &ProbeArgs) -> anyhow::Result<ExitCode> {
     let mut config = Config::read(&args.config, &args.set)?;
     if let Some(bundle) = &args.bundle {

@@ -354,7 +354,7 @@ mod tests {
                 }
             }
         }
-        check(0.01, [0.101_940_22, 0.061_713_378, -0.048_178_632, -0.025_629_092], -0.030_044_446);
+        check(0.01, [0.101_940_22, 0.061_713_38, -0.048_178_63, -0.025_629_092], -0.030_044_446);
         check(1.0, [1.334_222_4, 1.047_357_1, -0.195_792_26, -0.207_529_9], -0.474_832_13);
     }
 
@@ -409,7 +409,7 @@ mod tests {
     #[test]
     fn calibration_finds_the_odds() {
         // Of those with logit 1, three in four are harmful; of those with -1, one in four.
-        let harmful = |i: usize| i % 4 != 0;
+        let harmful = |i: usize| !i.is_multiple_of(4);
         let logits: Vec<f64> = (0..2000).map(|i| if i < 1000 { 1.0 } else { -1.0 }).collect();
         let label = |i: usize| if harmful(i) == (i < 1000) { Verdict::Harmful } else { Verdict::Benign };
         let labels: Vec<Verdict> = (0..2000).map(label).collect();

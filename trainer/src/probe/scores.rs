@@ -132,8 +132,11 @@ pub struct LeftOut {
     pub unseen: Rates,
 }
 
+/// What an example is grouped by.
+pub type Grouping = fn(&Example) -> Option<&str>;
+
 /// By what rows are grouped.
-pub const GROUPINGS: [(&str, fn(&Example) -> Option<&str>); 3] = [
+pub const GROUPINGS: [(&str, Grouping); 3] = [
     ("source", |e| Some(&e.source)),
     ("style", |e| e.style.as_deref()),
     ("category", |e| e.category.as_deref()),
@@ -146,7 +149,7 @@ pub const GROUPINGS: [(&str, fn(&Example) -> Option<&str>); 3] = [
 pub fn leave_out(
     inputs: &mut Inputs,
     probe: &Probe,
-    (by, group): (&'static str, fn(&Example) -> Option<&str>),
+    (by, group): (&'static str, Grouping),
 ) -> Result<Option<LeftOut>> {
     let cell = &probe.cell;
     let states = inputs.fit.states(&mut inputs.reader, cell.layer, cell.position)?;
