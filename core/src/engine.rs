@@ -5,14 +5,14 @@
 //! full queue is an explicit overload, never an unbounded wait.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     thread::JoinHandle,
 };
 
-use crate::model::{Decoder, KvCache, ModelError, Sequence, Want};
+use crate::model::{Decoder, KvCache, ModelError, Sequence, States, Want};
 
 /// What a task is reading.
 pub struct Lane {
@@ -26,6 +26,19 @@ pub struct Lane {
 pub trait Task: Send + 'static {
     /// Starts: says what to read first. `None` ends the task; it has then told its caller why.
     fn start(&mut self, decoder: &Decoder) -> Option<Lane>;
+
+    /// Layers whose hidden states it wants of the tokens that are pending.
+    fn taps(&self) -> &[usize] {
+        &[]
+    }
+
+    /// `tokens`, the first of those pending, were read; these are their states in the layers of [`Self::taps`]. A prompt
+    /// that is read in parts comes in as many calls, and each is before [`Self::advance`]. Breaks where the task fails; it
+    /// has then told its caller so.
+    fn tapped(&mut self, tokens: &[u32], states: &States<'_>) -> ControlFlow<()> {
+        let _ = (tokens, states);
+        ControlFlow::Continue(())
+    }
 
     /// All pending tokens were read; `logits` are those after the last one. Sets what to read next, or breaks when done.
     fn advance(&mut self, lane: &mut Lane, logits: &[f32]) -> ControlFlow<()>;
@@ -196,8 +209,9 @@ impl<T: Task> Worker<T> {
         // Single tokens always fit; prompts share the chunk, first come first served.
         let mut budget = self.limits.chunk.max(1);
         let mut taken = vec![0; running.len()];
+        let mut taps = BTreeSet::new();
         let mut sequences = Vec::with_capacity(running.len());
-        for ((_, lane), taken) in running.iter_mut().zip(&mut taken) {
+        for ((task, lane), taken) in running.iter_mut().zip(&mut taken) {
             let tokens = lane.pending.len();
             *taken = if tokens == 1 { 1 } else { tokens.min(budget) };
             if tokens > 1 {
@@ -206,13 +220,16 @@ impl<T: Task> Worker<T> {
             if *taken > 0 {
                 let want = if *taken == tokens { Want::Last } else { Want::Nothing };
                 sequences.push(Sequence { tokens: &lane.pending[..*taken], cache: &mut lane.cache, want });
+                taps.extend(task.taps());
             }
         }
         if sequences.is_empty() {
             return Ok(());
         }
-        let mut logits = self.decoder.forward(&mut sequences, &[])?.logits.into_iter();
-        let mut index = 0;
+        let taps: Vec<usize> = taps.into_iter().collect();
+        let output = self.decoder.forward(&mut sequences, &taps)?;
+        let mut logits = output.logits.iter();
+        let (mut index, mut row) = (0, 0);
         let mut failure = None;
         running.retain_mut(|(task, lane)| {
             let taken = std::mem::take(&mut taken[index]);
@@ -221,13 +238,21 @@ impl<T: Task> Worker<T> {
                 return true;
             }
             let logits = logits.next();
+            let rows = row..row + taken;
+            row = rows.end;
+            if !task.taps().is_empty() {
+                let states = States::new(&output, &taps, rows);
+                if task.tapped(&lane.pending[..taken], &states).is_break() {
+                    return false;
+                }
+            }
             lane.pending.drain(..taken);
             if !lane.pending.is_empty() {
                 return true;
             }
-            let row = logits.map(|l| l.flatten_all()?.to_vec1::<f32>());
-            match row {
-                Some(Ok(row)) => task.advance(lane, &row).is_continue(),
+            let logits = logits.map(|l| l.flatten_all()?.to_vec1::<f32>());
+            match logits {
+                Some(Ok(logits)) => task.advance(lane, &logits).is_continue(),
                 Some(Err(error)) => {
                     failure = Some(error);
                     true

@@ -4,7 +4,7 @@ use std::{borrow::Borrow, collections::BTreeMap, fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::conversation::Role;
+use crate::{conversation::Role, probe::Position};
 
 /// What the guard holds of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -129,10 +129,34 @@ impl fmt::Debug for Assessment {
     }
 }
 
+/// What a probe says of a conversation; of several windows, the highest it says of one.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ProbeReading {
+    /// The probe's name.
+    pub name: String,
+    /// The layer it reads: 0 is the embedding, `k` the output of block `k`.
+    pub layer: usize,
+    /// The state it reads.
+    pub position: Position,
+    /// P(harmful), in `[0, 1]`.
+    pub score: f64,
+    /// The score from which on it says harmful.
+    pub threshold: f64,
+}
+
+impl ProbeReading {
+    /// Whether the probe says harmful.
+    pub fn is_harmful(&self) -> bool {
+        self.score >= self.threshold
+    }
+}
+
 /// Which signal the score of an [`Evidence`] comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Path {
+    /// The probes, after one prefill.
+    Probe,
     /// The verdict after written phases.
     Reason,
     /// The verdict asked for at once, with no phases.
@@ -179,6 +203,9 @@ pub struct Timings {
     pub queue_ms: f64,
     /// Reading the transcript.
     pub prefill_ms: f64,
+    /// Running the probes; part of [`Self::prefill_ms`].
+    #[serde(default)]
+    pub probe_ms: f64,
     /// Writing the phases, verdict and category.
     pub decode_ms: f64,
     /// From call to evidence.
@@ -202,6 +229,9 @@ pub struct GuardVersion {
     pub base_sha256: String,
     /// The template's name and version.
     pub template: String,
+    /// sha256 of each probe that is not the bundle's, hexadecimal, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub own_probes: BTreeMap<String, String>,
 }
 
 /// Everything a guard found out about a conversation.
@@ -217,6 +247,15 @@ pub struct Evidence {
     pub assessment: Option<Assessment>,
     /// P(harmful) asked for with no phases, if it was.
     pub direct_score: Option<f64>,
+    /// P(harmful) by the probes, if there are any: the highest of their readings, or what the bundle makes of them.
+    #[serde(default)]
+    pub probe_score: Option<f64>,
+    /// P(harmful) by the signals together, where the bundle says how to combine those that there are.
+    #[serde(default)]
+    pub combined_score: Option<f64>,
+    /// What each probe says.
+    #[serde(default)]
+    pub probes: Vec<ProbeReading>,
     /// What was read and what was not.
     pub coverage: Coverage,
     /// What it cost.
@@ -229,5 +268,14 @@ impl Evidence {
     /// The verdict at even odds. Policies compare [`Self::score`] with their own thresholds.
     pub fn verdict(&self) -> Verdict {
         Verdict::from_score(self.score)
+    }
+
+    /// How much more harm the probes see than the model says, after reasoning if it did, else at once; below zero where
+    /// it says more. In `[-1, 1]`; `None` without probes.
+    ///
+    /// R1-Act's finding (arXiv 2508.00324) is that a model may know what it does not say.
+    pub fn activation_gap(&self) -> Option<f64> {
+        let said = self.assessment.as_ref().map(|a| a.score).or(self.direct_score)?;
+        Some(self.probe_score? - said)
     }
 }

@@ -1,9 +1,12 @@
 //! A guard turns a conversation into evidence. It finds; only a [policy](crate::policy) decides.
 
 pub mod bundle;
+pub mod combine;
 mod examine;
 pub mod local;
+mod probes;
 pub mod prompt;
+pub mod trace;
 pub mod transcript;
 
 use std::{sync::Arc, time::Duration};
@@ -17,7 +20,8 @@ use crate::{
 };
 
 pub use bundle::Bundle;
-pub use local::{LocalGuard, LocalOptions};
+pub use combine::Combination;
+pub use local::{Cascade, LocalGuard, LocalOptions};
 pub use transcript::Windows;
 
 /// How a guard comes to its score.
@@ -29,6 +33,27 @@ pub enum Mode {
     Reason,
     /// Score the verdict at once: one prefill, no text.
     Direct,
+    /// Score by the probes: one prefill, no text.
+    Probe,
+    /// As `Probe` where that is clear, else as `Reason`.
+    Cascade,
+}
+
+impl Mode {
+    /// The word for it in configurations and results.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Reason => "reason",
+            Self::Direct => "direct",
+            Self::Probe => "probe",
+            Self::Cascade => "cascade",
+        }
+    }
+
+    /// Whether it comes to its score by probes.
+    pub fn needs_probes(self) -> bool {
+        matches!(self, Self::Probe | Self::Cascade)
+    }
 }
 
 /// What the caller wants of one examination.
@@ -52,6 +77,8 @@ pub enum Event {
     Text(Phase, String),
     /// A phase's text has ended.
     PhaseEnded(Phase, PhaseEnd),
+    /// What the probes say at tokens just read; only where [a trace](LocalGuard::trace) was asked for.
+    Traced(Vec<trace::TracedToken>),
     /// The examination is over, with evidence. Nothing follows.
     Done(Box<Evidence>),
     /// The examination is over, without evidence. Nothing follows.

@@ -22,7 +22,7 @@ pub use adapter::Adapter;
 pub use cache::KvCache;
 pub use checkpoint::Checkpoint;
 pub use config::{Architecture, ModelConfig};
-pub use decoder::{Decoder, LoadOptions, Sequence, Want};
+pub use decoder::{Decoder, LoadOptions, Sequence, States, Want};
 pub use device::DeviceChoice;
 pub use linear::Precision;
 pub use template::{ChatTemplate, Piece};

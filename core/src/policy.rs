@@ -82,7 +82,34 @@ impl PolicyChain {
     }
 }
 
-/// The built-in policy: refuse from a score on.
+/// How far apart probes and verdict are, if that is at least `gap`, either way: see [`Evidence::activation_gap`].
+pub fn disagreement(evidence: &Evidence, gap: f64) -> Option<f64> {
+    evidence.activation_gap().filter(|found| found.abs() >= gap)
+}
+
+/// A built-in policy: refuse where the probes and the verdict say different things.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RefuseDisagreement {
+    /// How far they must be apart for that.
+    pub gap: f64,
+    /// The refusal's text.
+    pub message: String,
+}
+
+impl Policy for RefuseDisagreement {
+    fn name(&self) -> &str {
+        "disagreement"
+    }
+
+    fn decide(&self, _: &RequestFacts, evidence: &Evidence) -> Option<(Decision, String)> {
+        let found = disagreement(evidence, self.gap)?;
+        let message = self.message.clone();
+        let reason = format!("probes and verdict are {found:+.3} apart, at least {}", self.gap);
+        Some((Decision::Refuse { message }, reason))
+    }
+}
+
+/// The built-in policy that ends every chain: refuse from a score on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Thresholds {
     /// Refuse where the score is at least this. Above 1 nothing is refused.
@@ -118,7 +145,7 @@ impl Thresholds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::{Coverage, GuardVersion, Path, Timings};
+    use crate::evidence::{Assessment, Coverage, GuardVersion, Path, PhaseEnd, Timings};
 
     fn evidence(score: f64, hazard: Option<&str>) -> Evidence {
         Evidence {
@@ -127,6 +154,9 @@ mod tests {
             hazard: hazard.map(Hazard::new),
             assessment: None,
             direct_score: None,
+            probe_score: None,
+            combined_score: None,
+            probes: vec![],
             coverage: Coverage::default(),
             timings: Timings::default(),
             guard: GuardVersion::default(),
@@ -155,6 +185,32 @@ mod tests {
         check(0.8, Some("cyber"), "allow");
         check(0.8, Some("hate"), "refuse");
         check(f64::NAN, None, "refuse");
+    }
+
+    #[test]
+    fn disagreement_is_refused() {
+        fn check(probe: Option<f64>, direct: Option<f64>, reasoned: Option<f64>, expected: &str) {
+            let assessment = reasoned.map(|score| Assessment {
+                understanding: String::new(),
+                assessment: String::new(),
+                ends: [PhaseEnd::Complete; 2],
+                score,
+            });
+            let found =
+                Evidence { probe_score: probe, direct_score: direct, assessment, ..evidence(0.1, None) };
+            let rule = RefuseDisagreement { gap: 0.5, message: "no".into() };
+            let chain = PolicyChain::new(vec![Box::new(rule)], thresholds());
+            let ruling = chain.decide(&RequestFacts::default(), &found);
+            assert_eq!(ruling.decision.as_str(), expected, "{probe:?} {direct:?} {reasoned:?}");
+        }
+        check(Some(0.75), Some(0.25), None, "refuse");
+        check(Some(0.25), Some(0.75), None, "refuse");
+        check(Some(0.74), Some(0.25), None, "allow");
+        // What was said after reasoning counts, not what was said at once.
+        check(Some(0.75), Some(0.75), Some(0.25), "refuse");
+        check(Some(0.75), Some(0.25), Some(0.75), "allow");
+        check(None, Some(0.9), Some(0.1), "allow");
+        check(Some(0.9), None, None, "allow");
     }
 
     #[test]

@@ -67,6 +67,7 @@ async fn events_come_in_order() -> TestResult {
             Event::PhaseStarted(Phase::Assessment) => order.push("assessment"),
             Event::Text(phase, text) => texts[phase as usize] += &text,
             Event::PhaseEnded(..) => order.push("end"),
+            Event::Traced(_) => order.push("trace"),
             Event::Done(evidence) => break evidence,
             Event::Failed(error) => return Err(error.into()),
         }

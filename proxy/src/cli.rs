@@ -12,6 +12,7 @@ pub mod model;
 pub mod models;
 mod progress;
 pub mod serve;
+pub mod trace;
 
 use std::{
     error::Error,

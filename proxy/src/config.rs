@@ -11,15 +11,21 @@ mod raw;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use forethought_core::{guard::Mode as GuardMode, policy::Thresholds};
+use forethought_core::{
+    evidence::Evidence,
+    guard::{Cascade, Mode as GuardMode},
+    policy::{Policy, PolicyChain, RefuseDisagreement, Thresholds, disagreement},
+    probe::{Made, RuntimeOptions},
+};
 use http::HeaderValue;
 
 pub use self::{
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},
     raw::{
-        AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnFailure, OnUnread, Raw, RawAudit,
-        RawEmbedded, RawGuard, RawLimits, RawLog, RawPaths, RawPolicy, RawRefusal, RawUpstream, RefusalField,
+        AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
+        OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawPaths, RawPolicy,
+        RawProbe, RawRefusal, RawUpstream, RefusalField,
     },
 };
 use crate::upstream::BaseUrl;
@@ -115,6 +121,21 @@ pub struct GuardConfig {
     pub threads: Option<usize>,
     /// Where to compute.
     pub device: Device,
+    /// What is clear without reasoning.
+    pub cascade: Cascade,
+    /// Probes beside the bundle's.
+    pub probes: Vec<ProbeConfig>,
+    /// What runs probes, and where.
+    pub runtime: RuntimeOptions,
+}
+
+/// A probe beside the bundle's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ProbeConfig {
+    /// The ONNX file.
+    pub file: PathBuf,
+    /// What is said of it here.
+    pub made: Made,
 }
 
 /// What is done with what the guard finds.
@@ -130,6 +151,28 @@ pub struct PolicyConfig {
     pub on_unreadable: OnUnread,
     /// What happens to a request longer than the guard reads.
     pub on_truncated: OnUnread,
+    /// What happens to a request of which probes and verdict say different things.
+    pub on_disagreement: OnDisagreement,
+    /// How far they must be apart for that.
+    pub disagreement_gap: f64,
+}
+
+impl PolicyConfig {
+    /// The built-in policies.
+    pub fn chain(&self) -> PolicyChain {
+        let mut policies: Vec<Box<dyn Policy>> = Vec::new();
+        if self.on_disagreement == OnDisagreement::Refuse {
+            let (gap, message) = (self.disagreement_gap, self.thresholds.message.clone());
+            policies.push(Box::new(RefuseDisagreement { gap, message }));
+        }
+        PolicyChain::new(policies, self.thresholds.clone())
+    }
+
+    /// Whether a request is to be marked for what probes and verdict say of it.
+    pub fn flags(&self, evidence: &Evidence) -> bool {
+        self.on_disagreement == OnDisagreement::Flag
+            && disagreement(evidence, self.disagreement_gap).is_some()
+    }
 }
 
 /// Bounds on what a caller may take up.

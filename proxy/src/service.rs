@@ -47,8 +47,8 @@ struct Judged {
 }
 
 impl Proxy {
-    /// A proxy of these parts. `policies` should end in the configuration's thresholds
-    /// ([`config::PolicyConfig::thresholds`](crate::config::PolicyConfig::thresholds)).
+    /// A proxy of these parts. `policies` should end in the configuration's own
+    /// ([`config::PolicyConfig::chain`](crate::config::PolicyConfig::chain)).
     pub fn new(
         config: CheckedConfig,
         guard: Arc<dyn Guard>,
@@ -152,6 +152,9 @@ impl Proxy {
         exit.stage(since, |stages| &mut stages.guard_ms);
         let evidence = examined?;
         exit.found(&evidence);
+        if self.config.policy.flags(&evidence) {
+            exit.record.flags.push("disagreement");
+        }
 
         let facts = RequestFacts { model: request.model.clone(), path: head.uri.path().to_owned() };
         let ruling = self.policies.decide(&facts, &evidence);

@@ -107,6 +107,27 @@ async fn scores_every_row() {
 }
 
 #[tokio::test]
+async fn a_cascade_says_how_much_it_reasoned() {
+    let dir = TempDir::new().unwrap();
+    let plan = Plan { mode: Mode::Cascade, ..plan(&dir, vec![data_file(dir.path(), "a.jsonl", &ROWS)]) };
+    let guard = FakeGuard::new();
+    // What an earlier run did counts too.
+    for _ in 0..2 {
+        let report = run(&guard, &plan).await.unwrap();
+        assert_eq!(report.total.reasoned, 3);
+        let table = report.table();
+        assert!(
+            table.contains("mode cascade") && table.contains("reasoned about 3 of 6 rows (50.0%)"),
+            "{table}"
+        );
+    }
+    let paths: Vec<_> = read(&plan.out).iter().map(|row| row["path"].clone()).collect();
+    assert_eq!(paths.iter().filter(|path| **path == "probe").count(), 3, "{paths:?}");
+    let error = run(&guard, &Plan { mode: Mode::Probe, ..plan }).await.unwrap_err().to_string();
+    assert!(error.contains("rows of mode cascade, and this run is mode probe"), "{error}");
+}
+
+#[tokio::test]
 async fn goes_on_where_it_stopped() {
     let dir = TempDir::new().unwrap();
     let data = data_file(dir.path(), "a.jsonl", &ROWS);

@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use forethought_core::guard::GuardError;
+use forethought_core::{
+    evidence::{Evidence, ProbeReading},
+    guard::GuardError,
+    probe::Position,
+};
 use forethought_tests::{FakeGuard, FakeUpstream, TestProxy, chat, json_headers};
 use http::{HeaderMap, Method, StatusCode};
 use serde_json::{Value, json};
@@ -129,6 +133,48 @@ async fn what_went_through_unjudged_says_so() {
     );
     let unread = record(FakeGuard::scoring(0.9), "policy.mode = \"monitor\"").await;
     assert_eq!(unread["ruled"], "unreadable_content");
+}
+
+#[tokio::test]
+async fn disagreement_of_probes_and_verdict_is_as_configured() {
+    let guard = FakeGuard::finding(|_| {
+        let reading = ProbeReading {
+            name: "one".to_owned(),
+            layer: 18,
+            position: Position::Last,
+            score: 0.75,
+            threshold: 0.5,
+        };
+        let probes = vec![reading];
+        Ok(Evidence { probe_score: Some(0.75), probes, ..forethought_tests::evidence(0.125) })
+    });
+    let upstream = FakeUpstream::answering("{}").await;
+    let record = async |toml: &str| {
+        let proxy = TestProxy::start(&guard, &upstream.url(), toml).await;
+        proxy.client().chat(&chat("hi", json!({}))).await;
+        let [record] = proxy.records().await.try_into().unwrap();
+        record
+    };
+    let allowed = record("").await;
+    assert_eq!((allowed["decision"].as_str(), allowed.get("flags")), (Some("allow"), None));
+    assert_eq!(
+        (allowed["activation_gap"].as_f64(), allowed["probe_score"].as_f64()),
+        (Some(0.625), Some(0.75))
+    );
+    let reading = json!({"name": "one", "layer": 18, "position": "last", "score": 0.75, "threshold": 0.5});
+    assert_eq!(allowed["probes"], json!([reading]));
+    let flagged = record("policy.on_disagreement = \"flag\"").await;
+    assert_eq!((flagged["decision"].as_str(), &flagged["flags"]), (Some("allow"), &json!(["disagreement"])));
+    let quiet = record("policy = { on_disagreement = \"flag\", disagreement_gap = 0.7 }").await;
+    assert_eq!(quiet.get("flags"), None);
+    let refused = record("policy.on_disagreement = \"refuse\"").await;
+    assert_eq!(
+        (refused["decision"].as_str(), refused["by"].as_str()),
+        (Some("refuse"), Some("disagreement"))
+    );
+    assert_eq!(refused["reason"], "probes and verdict are +0.625 apart, at least 0.5");
+    let quiet = record("policy = { on_disagreement = \"refuse\", disagreement_gap = 0.7 }").await;
+    assert_eq!(quiet["by"], "thresholds");
 }
 
 #[tokio::test]

@@ -4,6 +4,10 @@
 
 use std::path::{Path, PathBuf};
 
+use forethought_core::{
+    guard::Mode as GuardMode,
+    probe::{ExecutionProvider, Made, Position},
+};
 use forethought_proxy::config::{CheckedConfig, Flag, Merged, Mode, Raw, Sources, UpstreamConfig};
 
 fn file(toml: &str) -> (tempfile::TempDir, PathBuf) {
@@ -89,7 +93,7 @@ fn every_mistake_is_reported_with_its_key_and_origin() {
         "did you mean `listen`?",
         "did you mean `policy.threshold`?",
         "`guard.mode` (",
-        "unknown variant `guess`, expected `reason` or `direct`",
+        "unknown variant `guess`, expected one of `reason`, `direct`, `probe`, `cascade`",
         "`guard.window_overlap` (",
         "the rule `models` needs a method",
         "`nonsense",
@@ -105,6 +109,57 @@ fn every_mistake_is_reported_with_its_key_and_origin() {
     }
     assert_eq!(problems.0.len(), 13, "{text}");
     assert!(!text.contains("hunter2"));
+}
+
+#[test]
+fn probes_and_what_is_clear() {
+    let load = |toml: &str, environment: &[(&str, &str)]| {
+        let (_folder, path) = file(toml);
+        let sources =
+            Sources { file: Some(path), environment: self::environment(environment), ..Sources::default() };
+        CheckedConfig::load(&sources)
+    };
+    let toml = "[guard.cascade]\nbenign_below = 0.2\n[[guard.probes]]\nfile = \"a.onnx\"\nthreshold = 0.7\n\
+                [[guard.probes]]\nfile = \"b.onnx\"\nlayer = 18\nposition = \"mean\"\nname = \"b\"\n";
+    let environment = [
+        ("FORETHOUGHT__GUARD__EXECUTION_PROVIDERS", "cuda, cpu"),
+        ("FORETHOUGHT__GUARD__MODE", "cascade"),
+        ("FORETHOUGHT__GUARD__CASCADE__HARMFUL_FROM", "0.9"),
+        ("FORETHOUGHT__GUARD__ONNXRUNTIME", "/lib/x.so"),
+    ];
+    let guard = load(toml, &environment).unwrap().guard;
+    assert_eq!((guard.cascade.benign_below, guard.cascade.harmful_from), (Some(0.2), Some(0.9)));
+    assert_eq!(guard.mode, GuardMode::Cascade);
+    assert_eq!(guard.runtime.library, Some("/lib/x.so".into()));
+    assert_eq!(guard.runtime.providers, [ExecutionProvider::Cuda, ExecutionProvider::Cpu]);
+    let [a, b] = &guard.probes[..] else { panic!("{:?}", guard.probes) };
+    assert_eq!((a.file.as_path(), a.made.threshold, a.made.layer), (Path::new("a.onnx"), Some(0.7), None));
+    let made =
+        Made { name: Some("b".into()), layer: Some(18), position: Some(Position::Mean), threshold: None };
+    assert_eq!(b.made, made);
+
+    for (toml, expected) in [
+        ("[[guard.probes]]\nthreshold = 0.7", "missing configuration field"),
+        ("[[guard.probes]]\nfile = \"a.onnx\"\nthreshhold = 0.7", "unknown field `threshhold`"),
+        (
+            "[[guard.probes]]\nfile = \"a.onnx\"\nthreshold = 1.5",
+            "the threshold of a.onnx must be a probability",
+        ),
+        ("[[guard.probes]]\nfile = \"\"", "`file` must not be empty"),
+        ("guard.execution_providers = [\"gpu\"]", "gpu"),
+        ("guard.cascade.benign_below = -0.1", "`guard.cascade.benign_below` ("),
+        (
+            "guard.cascade = { benign_below = 0.9, harmful_from = 0.1 }",
+            "at most `guard.cascade.harmful_from`",
+        ),
+        ("guard.cascade.harmful_form = 0.1", "did you mean `guard.cascade.harmful_from`?"),
+        ("policy.disagreement_gap = 0", "must be above 0 and at most 1, not 0"),
+        ("policy.on_disagreement = \"deny\"", "expected one of `refuse`, `flag`, `allow`"),
+    ] {
+        let problems = load(toml, &[]).unwrap_err();
+        assert!(problems.to_string().contains(expected), "{expected}\n{problems}");
+        assert_eq!(problems.0.len(), 1, "{problems}");
+    }
 }
 
 #[test]

@@ -9,9 +9,11 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use super::combine::{self, Combination};
 use crate::{
     evidence::Hazard,
     model::{Adapter, ModelError, adapter},
+    probe::{Made, ProbeSource},
 };
 
 /// Contents of a bundle's `guard.toml`.
@@ -35,6 +37,44 @@ pub struct Manifest {
     pub calibration: Calibrations,
     /// Folder of a PEFT adapter, inside the bundle.
     pub adapter: Option<PathBuf>,
+    /// Probes of its hidden states.
+    #[serde(default)]
+    pub probes: Vec<ProbeFile>,
+    /// What the cascade takes for clear, where the configuration does not say.
+    pub cascade: Option<Band>,
+    /// How several signals make one score, by the signals that there are.
+    #[serde(default)]
+    pub combine: Vec<Combination>,
+}
+
+/// A probe's file. All else is inside it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeFile {
+    /// An ONNX file, inside the bundle.
+    pub file: PathBuf,
+}
+
+/// Scores that are clear without reasoning.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Band {
+    /// Below this a conversation is clearly benign.
+    pub benign_below: f64,
+    /// From this on it is clearly harmful; above 1 nothing is.
+    pub harmful_from: f64,
+}
+
+impl Band {
+    /// What is wrong with it, if anything.
+    pub(super) fn problem(&self) -> Option<String> {
+        let Self { benign_below: low, harmful_from: high } = *self;
+        // Written so that a value that is not a number fails.
+        let right = low >= 0.0 && low <= high && high.is_finite();
+        (!right).then(|| {
+            format!("benign_below is {low} and harmful_from {high}, and must rise in this order from 0")
+        })
+    }
 }
 
 impl Manifest {
@@ -261,6 +301,18 @@ impl Bundle {
         Ok(Some(Adapter::parse(name, &config, &weights)?))
     }
 
+    /// Its probes, in the manifest's order.
+    ///
+    /// # Errors
+    /// A file is missing; the message names it.
+    pub fn probes(&self) -> Result<Vec<ProbeSource>, BundleError> {
+        let source = |ProbeFile { file }: &ProbeFile| {
+            let (file, bytes) = self.read(file)?;
+            Ok(ProbeSource { file, bytes, made: Made::default(), own: false })
+        };
+        self.manifest.probes.iter().map(source).collect()
+    }
+
     /// sha256 of the adapter's weights, hexadecimal; empty without one.
     ///
     /// # Errors
@@ -316,7 +368,7 @@ fn parse(text: &str, path: &str) -> Result<Manifest, BundleError> {
 }
 
 fn check(manifest: &Manifest) -> Result<(), String> {
-    let Manifest { template, limits, hazards, calibration, adapter, .. } = manifest;
+    let Manifest { template, limits, hazards, calibration, adapter, probes, .. } = manifest;
     if template.user.matches(CONVERSATION).count() != 1 {
         return Err(format!("template.user: must hold `{CONVERSATION}` once"));
     }
@@ -347,9 +399,18 @@ fn check(manifest: &Manifest) -> Result<(), String> {
         }
     }
     // A bundle is a folder that may come from anywhere: it must not reach out of itself.
-    if adapter.as_ref().is_some_and(|a| a.components().any(|c| !matches!(c, std::path::Component::Normal(_))))
-    {
+    let is_outside = |path: &Path| path.components().any(|c| !matches!(c, std::path::Component::Normal(_)));
+    if adapter.as_deref().is_some_and(is_outside) {
         return Err("adapter: must be a path inside the bundle".into());
+    }
+    if probes.iter().any(|probe| is_outside(&probe.file)) {
+        return Err("probes.file: must be a path inside the bundle".into());
+    }
+    if let Some(problem) = manifest.cascade.and_then(|band| band.problem()) {
+        return Err(format!("cascade: {problem}"));
+    }
+    if let Some(problem) = combine::problem(&manifest.combine) {
+        return Err(format!("combine: {problem}"));
     }
     Ok(())
 }
@@ -407,6 +468,17 @@ mod tests {
         check("\"cyber\"", "\"hate\"", "hazards.names");
         check("version = \"1\"", "version = \"1\"\nadapter = \"../x\"", "adapter");
         check("version = \"1\"", "version = \"1\"\nadaptor = \"x\"", "adaptor");
+        check("[limits]", "[[probes]]\nfile = \"/x.onnx\"\n[limits]", "probes.file");
+        check(
+            "[limits]",
+            "[cascade]\nbenign_below = 0.9\nharmful_from = 0.1\n[limits]",
+            "cascade: benign_below",
+        );
+        check(
+            "[limits]",
+            "[[combine]]\nbias = 0\nweights = {}\n[limits]",
+            "combine: an entry has no weights",
+        );
         check(
             "from = 0.1",
             "from = 0.1\n[calibration.direct]\ntemperature = 0.0\nbias = 0.0",

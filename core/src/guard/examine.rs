@@ -1,14 +1,23 @@
-//! One examination on the engine: read, write the two phases, score the verdict, name the hazard.
+//! One examination on the engine: read ([`reading`]), write the two phases, score the verdict, name the hazard.
 
-use std::{collections::VecDeque, ops::ControlFlow, sync::Arc, time::Instant};
+mod reading;
+
+use std::{
+    collections::VecDeque,
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Event, GuardError, Mode, Options, bundle::Calibration, local::Asked};
+use self::reading::Trace;
+use super::{Event, GuardError, Options, bundle::Calibration, local::Asked, probes::ReadError};
 use crate::{
     engine::{Lane, Task},
     evidence::{Assessment, Coverage, Evidence, Hazard, Path, Phase, PhaseEnd, Timings, Verdict},
-    model::{Decoder, KvCache, ModelError, Result, sampler::argmax, tokenizer::TextStream},
+    model::{Decoder, KvCache, ModelError, Result, States, sampler::argmax, tokenizer::TextStream},
+    probe::Pool,
 };
 
 /// The state of one examination.
@@ -20,10 +29,20 @@ pub(super) struct ExamineTask {
     /// Windows that are still to be read.
     windows: VecDeque<Vec<u32>>,
     stage: Stage,
-    /// Of several windows the most harmful so far, by its direct score, and what was read of it.
+    /// The window being read: the states that probes want of it.
+    pools: Vec<Pool>,
+    /// Of several windows the most harmful so far, by the score that the mode goes by, and what was read of it.
     worst: Option<(f64, KvCache)>,
+    /// The highest of all windows, as all scores are.
     direct_score: f64,
+    /// By each probe.
+    probe_scores: Vec<f64>,
+    /// The score that probes decide by; set where they did.
+    decided: Option<f64>,
+    /// The score of several signals, where that is what counts.
+    combined_score: Option<f64>,
     reasoned_score: Option<f64>,
+    trace: Option<Trace>,
     phases: [Written; 2],
     hazard: Option<Hazard>,
     clock: Clock,
@@ -54,6 +73,7 @@ struct Clock {
     called: Instant,
     started: Option<Instant>,
     read: Option<Instant>,
+    probes: Duration,
     prompt_tokens: usize,
 }
 
@@ -65,20 +85,26 @@ impl ExamineTask {
         coverage: Coverage,
         windows: VecDeque<Vec<u32>>,
         called: Instant,
+        trace: bool,
     ) -> Self {
         Self {
+            probe_scores: vec![0.0; asked.probes.iter().count()],
             asked,
             options,
             events,
             coverage,
             windows,
             stage: Stage::Reading,
+            pools: Vec::new(),
             worst: None,
             direct_score: f64::NAN,
+            decided: None,
+            combined_score: None,
             reasoned_score: None,
+            trace: trace.then(Trace::default),
             phases: Default::default(),
             hazard: None,
-            clock: Clock { called, started: None, read: None, prompt_tokens: 0 },
+            clock: Clock { called, started: None, read: None, probes: Duration::ZERO, prompt_tokens: 0 },
         }
     }
 
@@ -91,23 +117,6 @@ impl ExamineTask {
         self.options.deadline.is_some_and(|deadline| self.clock.called.elapsed() >= deadline)
     }
 
-    /// What reading the next window takes: the window, the end of the prompt, and the question for a direct verdict.
-    fn next_window(&mut self) -> Option<Lane> {
-        let mut pending = self.windows.pop_front()?;
-        let Asked { prompt, prefix, manifest, .. } = &*self.asked;
-        pending.extend(prompt.suffix.iter().chain(&prompt.direct_verdict));
-        self.clock.prompt_tokens += pending.len();
-        let room =
-            pending.len() + manifest.limits.understanding_tokens + manifest.limits.assessment_tokens + 64;
-        match prefix.fork(room) {
-            Ok(cache) => Some(Lane { pending, cache }),
-            Err(error) => {
-                self.send(Event::Failed(GuardError::Model(error.to_string())));
-                None
-            }
-        }
-    }
-
     /// P(harmful) by the two labels' logits.
     fn score(&self, logits: &[f32], calibration: Calibration) -> Result<f64> {
         let prompt = &self.asked.prompt;
@@ -118,55 +127,20 @@ impl ExamineTask {
         score.ok_or_else(|| candle_core::Error::msg("the verdict's score is not a number").into())
     }
 
-    fn next(&mut self, lane: &mut Lane, logits: &[f32]) -> Result<ControlFlow<()>> {
+    fn next(&mut self, lane: &mut Lane, logits: &[f32]) -> Result<ControlFlow<()>, ReadError> {
         match &self.stage {
             Stage::Reading => self.window_read(lane, logits),
-            Stage::Writing(phase) => self.write(*phase, lane, logits),
+            Stage::Writing(phase) => Ok(self.write(*phase, lane, logits)?),
             Stage::Verdict => {
                 let score = self.score(logits, self.asked.manifest.calibration.reason)?;
                 self.reasoned_score = Some(score);
-                Ok(self.ask_hazard(score, lane))
+                Ok(self.reasoned(score, lane))
             }
             Stage::Hazard(path) => {
                 let path = path.clone();
                 Ok(self.name_hazard(path, lane, logits))
             }
         }
-    }
-
-    /// A window's direct verdict is there: on to the next window, or to the phases of the worst.
-    fn window_read(&mut self, lane: &mut Lane, logits: &[f32]) -> Result<ControlFlow<()>> {
-        let score = self.score(logits, self.asked.manifest.calibration.direct)?;
-        if self.coverage.windows <= 1 {
-            self.direct_score = score; // nothing to choose, nothing to copy
-        } else {
-            if self.worst.as_ref().is_none_or(|(worst, _)| score > *worst) {
-                self.worst = Some((score, lane.cache.fork(0)?));
-            }
-            if !self.windows.is_empty() {
-                return Ok(match self.next_window() {
-                    Some(next) => {
-                        *lane = next;
-                        ControlFlow::Continue(())
-                    }
-                    None => ControlFlow::Break(()),
-                });
-            }
-            if let Some((score, cache)) = self.worst.take() {
-                (self.direct_score, lane.cache) = (score, cache);
-            }
-        }
-        self.clock.read = Some(Instant::now());
-        Ok(match self.options.mode {
-            Mode::Direct => self.ask_hazard(self.direct_score, lane),
-            Mode::Reason => {
-                // The question for a direct verdict is taken back.
-                lane.cache.truncate(lane.cache.len() - self.asked.prompt.direct_verdict.len());
-                lane.pending = self.asked.prompt.understanding.clone();
-                self.begin(Phase::Understanding);
-                ControlFlow::Continue(())
-            }
-        })
     }
 
     fn begin(&mut self, phase: Phase) {
@@ -275,15 +249,21 @@ impl ExamineTask {
         ControlFlow::Continue(())
     }
 
+    fn give_up(&self, error: &ReadError) -> ControlFlow<()> {
+        self.send(Event::Failed(GuardError::Model(error.to_string())));
+        ControlFlow::Break(())
+    }
+
     fn finish(&mut self) -> ControlFlow<()> {
         let now = Instant::now();
-        let Clock { called, started, read, prompt_tokens } = self.clock;
+        let Clock { called, started, read, probes, prompt_tokens } = self.clock;
         let ms = |from: Option<Instant>, to: Option<Instant>| {
             from.zip(to).map_or(0.0, |(from, to)| to.saturating_duration_since(from).as_secs_f64() * 1e3)
         };
         let timings = Timings {
             queue_ms: ms(Some(called), started),
             prefill_ms: ms(started, read),
+            probe_ms: probes.as_secs_f64() * 1e3,
             decode_ms: ms(read, Some(now)),
             total_ms: ms(Some(called), Some(now)),
             prompt_tokens,
@@ -295,15 +275,24 @@ impl ExamineTask {
             ends: std::array::from_fn(|i| self.phases[i].end.unwrap_or(PhaseEnd::Complete)),
             score,
         });
+        let path = match (self.decided, &assessment) {
+            (Some(_), _) => Path::Probe,
+            (None, Some(_)) => Path::Reason,
+            (None, None) => Path::Direct,
+        };
+        let Asked { probes, manifest, version, .. } = &*self.asked;
         let evidence = Evidence {
-            score: self.reasoned_score.unwrap_or(self.direct_score),
-            path: if assessment.is_some() { Path::Reason } else { Path::Direct },
+            score: self.final_score(),
+            path,
             hazard: self.hazard.take(),
             assessment,
             direct_score: Some(self.direct_score),
+            probe_score: probes.score(&self.probe_scores, &manifest.combine),
+            combined_score: self.combined_score,
+            probes: probes.readings(&self.probe_scores),
             coverage: std::mem::take(&mut self.coverage),
             timings,
-            guard: self.asked.version.clone(),
+            guard: version.clone(),
         };
         self.send(Event::Done(Box::new(evidence)));
         ControlFlow::Break(())
@@ -317,11 +306,20 @@ impl Task for ExamineTask {
         self.next_window()
     }
 
+    fn taps(&self) -> &[usize] {
+        let is_wanted = self.trace.is_some() || matches!(self.stage, Stage::Reading);
+        if is_wanted { self.asked.probes.layers() } else { &[] }
+    }
+
+    fn tapped(&mut self, tokens: &[u32], states: &States<'_>) -> ControlFlow<()> {
+        let since = Instant::now();
+        let taken = self.take_states(tokens, states);
+        self.clock.probes += since.elapsed();
+        taken.map_or_else(|error| self.give_up(&error), ControlFlow::Continue)
+    }
+
     fn advance(&mut self, lane: &mut Lane, logits: &[f32]) -> ControlFlow<()> {
-        self.next(lane, logits).unwrap_or_else(|error| {
-            self.send(Event::Failed(GuardError::Model(error.to_string())));
-            ControlFlow::Break(())
-        })
+        self.next(lane, logits).unwrap_or_else(|error| self.give_up(&error))
     }
 
     fn is_over(&mut self) -> bool {
@@ -356,65 +354,4 @@ fn first_token(tokenizer: &crate::model::Tokenizer, logits: &[f32]) -> Result<u3
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{error::Error, path::Path as FilePath, time::Duration};
-
-    use super::*;
-    use crate::{
-        conversation::Conversation,
-        guard::{Bundle, Examination, LocalGuard, LocalOptions, Windows, transcript},
-        model::{Sequence, Want},
-    };
-
-    /// The deadline passes at a chosen point instead of a chosen time: phases then close and are scored as they are.
-    #[tokio::test]
-    async fn a_deadline_closes_what_is_open() -> Result<(), Box<dyn Error>> {
-        for tokens_before in [0, 1, 5] {
-            let model = FilePath::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tiny/llama");
-            let mut bundle = Bundle::builtin("base")?;
-            bundle.manifest.base.sha256 = None;
-            bundle.manifest.template.harmful = "H".into();
-            bundle.manifest.template.benign = "B".into();
-            bundle.manifest.template.user = "{conversation}".into();
-            let windows = Windows { window: 64, overlap: 8, max: 64 };
-            let guard =
-                LocalGuard::start(&bundle, &model, "", LocalOptions { windows, ..LocalOptions::default() })?;
-            let conversation = Conversation::from_user("hello");
-            let ids = guard.asked.tokenizer.encode_text(&transcript::render(&conversation))?;
-            let coverage =
-                Coverage { tokens: ids.len(), tokens_read: ids.len(), windows: 1, ..Coverage::default() };
-            let (events, examination) = Examination::channel();
-            let options = Options { mode: Mode::Reason, deadline: Some(Duration::from_secs(3600)) };
-            let windows = VecDeque::from([ids]);
-            let mut task =
-                ExamineTask::new(guard.asked.clone(), options, events, coverage, windows, Instant::now());
-
-            let decoder = guard.decoder();
-            let mut lane = task.start(decoder).ok_or("no lane")?;
-            let mut steps = 0;
-            loop {
-                let pending = std::mem::take(&mut lane.pending);
-                let sequence = Sequence { tokens: &pending, cache: &mut lane.cache, want: Want::Last };
-                let logits =
-                    decoder.forward(&mut [sequence], &[])?.logits[0].flatten_all()?.to_vec1::<f32>()?;
-                // The first step reads, each one after it writes a token.
-                if steps == tokens_before + 1 {
-                    task.options.deadline = Some(Duration::ZERO);
-                }
-                assert!(!task.is_over(), "what was read is judged");
-                if task.advance(&mut lane, &logits).is_break() {
-                    break;
-                }
-                steps += 1;
-            }
-            drop(task);
-            let evidence = examination.evidence().await?;
-            let assessment = evidence.assessment.ok_or("no assessment")?;
-            assert_eq!(assessment.ends, [PhaseEnd::Deadline; 2], "after {tokens_before} tokens");
-            assert_eq!(evidence.timings.generated_tokens, tokens_before);
-            assert!((0.0..=1.0).contains(&evidence.score));
-            assert_eq!(assessment.assessment, "");
-        }
-        Ok(())
-    }
-}
+mod tests;

@@ -1,11 +1,12 @@
 //! The guard in this process: a small reasoning model that thinks before it judges.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
 
 use super::{
-    Event, Examination, Guard, GuardError, Options,
-    bundle::{AdapterError, Bundle, BundleError},
+    Event, Examination, Guard, GuardError, Mode, Options,
+    bundle::{AdapterError, Band, Bundle, BundleError},
     examine::ExamineTask,
+    probes::ProbeSet,
     prompt::Prompt,
     transcript::{self, Windows},
 };
@@ -18,10 +19,11 @@ use crate::{
         Checkpoint, Decoder, DeviceChoice, KvCache, LoadOptions, ModelError, Precision, Sequence, Tokenizer,
         Want,
     },
+    probe::{Probe, ProbeError, ProbeInfo, onnx::GuardParts},
 };
 
 /// How a local guard runs.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct LocalOptions {
     /// Where the model runs.
     pub device: DeviceChoice,
@@ -31,6 +33,21 @@ pub struct LocalOptions {
     pub limits: Limits,
     /// How long conversations are read.
     pub windows: Windows,
+    /// The probes that read along, those of the bundle included: see [`probe::open`](crate::probe::open).
+    pub probes: Vec<Arc<Probe>>,
+    /// What is clear without reasoning.
+    pub cascade: Cascade,
+}
+
+/// How [`Mode::Cascade`] decides what to reason about.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cascade {
+    /// Below this score a conversation is clearly benign; the bundle's own bound where it is not set.
+    pub benign_below: Option<f64>,
+    /// From this score on it is clearly harmful; the bundle's own bound where it is not set.
+    pub harmful_from: Option<f64>,
+    /// Write the phases for the clearly harmful too. The score remains that of the probes.
+    pub reason_on_refuse: bool,
 }
 
 /// Why a local guard can't start.
@@ -70,6 +87,42 @@ pub enum StartError {
         /// The model's context.
         context: usize,
     },
+    /// A probe does not fit the guard.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The bundle combines signals that are not there.
+    #[error(
+        "bundle `{bundle}` combines a signal `{signal}` (`combine` in its guard.toml), but no probe of it has that name"
+    )]
+    Signal {
+        /// The bundle's name.
+        bundle: String,
+        /// The signal.
+        signal: String,
+    },
+    /// The mode needs probes.
+    #[error(
+        "`guard.mode` is `{mode}`, but bundle `{bundle}` has no probes: use a bundle that has some, add one with \
+         `guard.probes`, or choose `reason` or `direct`", mode = .mode.as_str()
+    )]
+    NoProbes {
+        /// The mode.
+        mode: Mode,
+        /// The bundle's name.
+        bundle: String,
+    },
+    /// Nobody said what is clear.
+    #[error(
+        "`guard.mode` is `cascade`, but bundle `{bundle}` does not say which scores are clear: set \
+         `guard.cascade.benign_below` and `guard.cascade.harmful_from`"
+    )]
+    NoBand {
+        /// The bundle's name.
+        bundle: String,
+    },
+    /// The bounds of the cascade are wrong.
+    #[error("`guard.cascade`: {0}")]
+    Band(String),
     /// The system gives no thread.
     #[error("can't start the guard's thread: {0}")]
     Thread(std::io::Error),
@@ -92,6 +145,9 @@ pub(super) struct Asked {
     pub(super) prompt: Prompt,
     /// Keys and values of the prompt's prefix: read once, forked for every conversation.
     pub(super) prefix: KvCache,
+    pub(super) probes: ProbeSet,
+    pub(super) band: Option<Band>,
+    pub(super) reason_on_refuse: bool,
 }
 
 /// Longer conversations are tokenized on a thread of their own, so that [`Guard::examine`] never holds its caller up.
@@ -129,22 +185,43 @@ impl LocalGuard {
         if options.windows.window + other > context {
             return Err(StartError::Context { window: options.windows.window, other, context });
         }
+        let LocalOptions { device, precision, limits, windows, probes, cascade } = options;
+        let mut version = GuardVersion {
+            bundle: format!("{} {}", manifest.name, manifest.version),
+            bundle_sha256: bundle.sha256.clone(),
+            base_model: manifest.base.model.clone(),
+            base_sha256: sha256.to_owned(),
+            template: format!("{} {}", manifest.template.name, manifest.template.version),
+            own_probes: BTreeMap::new(),
+        };
+        if !probes.is_empty() {
+            let parts = GuardParts {
+                base_sha256: version.base_sha256.clone(),
+                adapter_sha256: bundle.adapter_sha256()?,
+                template: version.template.clone(),
+            };
+            let config = checkpoint.config();
+            for probe in &probes {
+                probe.check_fits(&parts, config.layers, config.hidden_size)?;
+            }
+            let own = probes.iter().map(|probe| probe.info()).filter(|info| info.own);
+            version.own_probes = own.map(|info| (info.name.clone(), info.sha256.clone())).collect();
+        }
+        let probes = ProbeSet::new(probes, checkpoint.config().hidden_size);
+        if let Some(signal) = probes.unknown_signal(&manifest.combine) {
+            return Err(StartError::Signal { bundle: manifest.name, signal });
+        }
+        let band = band(cascade, manifest.cascade)?;
         let adapter = bundle.adapter()?;
-        let LocalOptions { device, precision, limits, windows } = options;
         let load = LoadOptions { device, precision, adapter: adapter.as_ref(), keep_adapter_apart: false };
         let decoder = Arc::new(Decoder::load(&checkpoint, &load)?);
         let mut prefix = decoder.new_cache()?;
         let sequence = Sequence { tokens: &prompt.prefix, cache: &mut prefix, want: Want::Nothing };
         decoder.forward(&mut [sequence], &[])?;
 
-        let version = GuardVersion {
-            bundle: format!("{} {}", manifest.name, manifest.version),
-            bundle_sha256: bundle.sha256.clone(),
-            base_model: manifest.base.model.clone(),
-            base_sha256: sha256.to_owned(),
-            template: format!("{} {}", manifest.template.name, manifest.template.version),
-        };
-        let asked = Arc::new(Asked { manifest, version, tokenizer, prompt, prefix });
+        let reason_on_refuse = cascade.reason_on_refuse;
+        let asked = Asked { manifest, version, tokenizer, prompt, prefix, probes, band, reason_on_refuse };
+        let asked = Arc::new(asked);
         let engine = Engine::start("guard", decoder.clone(), limits).map_err(StartError::Thread)?;
         Ok(Self { asked, engine: Arc::new(engine), decoder, windows, queue: limits.queue })
     }
@@ -158,15 +235,44 @@ impl LocalGuard {
     pub fn load(&self) -> (usize, usize) {
         self.engine.load()
     }
-}
 
-/// Room for all headings, labels and a hazard's name.
-const HEADINGS: usize = 48;
+    /// The probes that read along.
+    pub fn probes(&self) -> impl Iterator<Item = &ProbeInfo> {
+        self.asked.probes.iter().map(|probe| probe.info())
+    }
 
-impl Guard for LocalGuard {
-    fn examine(&self, conversation: Arc<Conversation>, options: Options) -> Examination {
+    /// Checks that this guard can be asked in `mode`: better said at the start than for every request.
+    ///
+    /// # Errors
+    /// The mode needs probes and there are none, or bounds that nobody has set.
+    pub fn check_mode(&self, mode: Mode) -> Result<(), StartError> {
+        let bundle = || self.asked.manifest.name.clone();
+        if mode.needs_probes() && self.probes().next().is_none() {
+            Err(StartError::NoProbes { mode, bundle: bundle() })
+        } else if mode == Mode::Cascade && self.asked.band.is_none() {
+            Err(StartError::NoBand { bundle: bundle() })
+        } else {
+            Ok(())
+        }
+    }
+
+    /// As [`Guard::examine`], with what every probe says at every token as [`Event::Traced`].
+    pub fn trace(&self, conversation: Arc<Conversation>, options: Options) -> Examination {
+        self.start_examination(conversation, options, true)
+    }
+
+    fn start_examination(
+        &self,
+        conversation: Arc<Conversation>,
+        options: Options,
+        trace: bool,
+    ) -> Examination {
         let (events, examination) = Examination::channel();
         let called = Instant::now();
+        if let Err(error) = self.check_mode(options.mode) {
+            let _ = events.send(Event::Failed(GuardError::Model(error.to_string())));
+            return examination;
+        }
         let (asked, engine, windows, queue) =
             (self.asked.clone(), self.engine.clone(), self.windows, self.queue);
         let inline = conversation.text_len() <= INLINE_BYTES;
@@ -184,7 +290,7 @@ impl Guard for LocalGuard {
             coverage.tokens_read = transcript::union_len(&windows);
             coverage.windows = windows.len();
             let windows = windows.into_iter().map(|window| ids[window].to_vec()).collect();
-            let task = ExamineTask::new(asked, options, events.clone(), coverage, windows, called);
+            let task = ExamineTask::new(asked, options, events.clone(), coverage, windows, called, trace);
             let failure = match engine.submit(task) {
                 Ok(()) => return,
                 Err(Rejected::Full(_)) => GuardError::Overloaded { waiting: queue },
@@ -199,6 +305,24 @@ impl Guard for LocalGuard {
             std::thread::spawn(submit);
         }
         examination
+    }
+}
+
+/// What is clear: each bound as set, else as the bundle has it; `None` where one is in neither.
+fn band(set: Cascade, bundle: Option<Band>) -> Result<Option<Band>, StartError> {
+    let benign_below = set.benign_below.or(bundle.map(|band| band.benign_below));
+    let harmful_from = set.harmful_from.or(bundle.map(|band| band.harmful_from));
+    let Some((benign_below, harmful_from)) = benign_below.zip(harmful_from) else { return Ok(None) };
+    let band = Band { benign_below, harmful_from };
+    band.problem().map_or(Ok(Some(band)), |problem| Err(StartError::Band(problem)))
+}
+
+/// Room for all headings, labels and a hazard's name.
+const HEADINGS: usize = 48;
+
+impl Guard for LocalGuard {
+    fn examine(&self, conversation: Arc<Conversation>, options: Options) -> Examination {
+        self.start_examination(conversation, options, false)
     }
 
     fn version(&self) -> GuardVersion {

@@ -86,6 +86,45 @@ pub struct Output {
     pub hidden: Vec<Tensor>,
 }
 
+/// The hidden states of one sequence's new tokens in an [`Output`].
+pub struct States<'a> {
+    output: &'a Output,
+    taps: &'a [usize],
+    rows: Range<usize>,
+}
+
+impl<'a> States<'a> {
+    /// Those of the tokens `rows` of all tokens of a forward pass that was asked for `taps`.
+    pub fn new(output: &'a Output, taps: &'a [usize], rows: Range<usize>) -> Self {
+        Self { output, taps, rows }
+    }
+
+    /// The tapped layer's states, `[tokens, hidden]`, as f32 on the CPU.
+    ///
+    /// # Errors
+    /// The layer was not tapped, or the device fails.
+    pub fn layer(&self, layer: usize) -> Result<Vec<f32>> {
+        self.copy(layer, self.rows.clone())
+    }
+
+    /// The tapped layer's state of the last token, `[hidden]`.
+    ///
+    /// # Errors
+    /// As [`Self::layer`].
+    pub fn last(&self, layer: usize) -> Result<Vec<f32>> {
+        self.copy(layer, self.rows.end.saturating_sub(1)..self.rows.end)
+    }
+
+    fn copy(&self, layer: usize, rows: Range<usize>) -> Result<Vec<f32>> {
+        let tapped = self.taps.iter().position(|tap| *tap == layer);
+        let states = tapped.and_then(|index| self.output.hidden.get(index));
+        let states =
+            states.ok_or_else(|| candle_core::Error::msg(format!("layer {layer} was not tapped")))?;
+        let rows = states.narrow(0, rows.start, rows.len())?;
+        Ok(rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?)
+    }
+}
+
 impl Decoder {
     /// Loads all weights.
     ///

@@ -2,7 +2,7 @@
 
 use forethought_core::{
     conversation::Conversation,
-    evidence::{Coverage, Evidence, GuardVersion, Hazard, Timings, Verdict},
+    evidence::{Coverage, Evidence, GuardVersion, Hazard, ProbeReading, Timings, Verdict},
 };
 use serde::{Serialize, Serializer};
 
@@ -79,7 +79,8 @@ pub(crate) struct Record {
     /// What the policy ruled where nobody acted on it (`monitor`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ruled: Option<&'static str>,
-    /// What was not read and let through by a setting: `unreadable`, `truncated`.
+    /// What was let through by a setting: not read in whole (`unreadable`, `truncated`), or with probes and verdict far
+    /// apart (`disagreement`).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) flags: Vec<&'static str>,
     /// Code of the error the caller got.
@@ -111,6 +112,15 @@ pub(crate) struct Found {
     #[serde(skip_serializing_if = "Option::is_none")]
     direct_score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    probe_score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    combined_score: Option<f64>,
+    /// Probes minus verdict.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activation_gap: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    probes: Vec<ProbeReading>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     understanding: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     assessment: Option<String>,
@@ -128,6 +138,10 @@ impl Found {
             signal: evidence.path,
             hazard: evidence.hazard.clone(),
             direct_score: evidence.direct_score,
+            probe_score: evidence.probe_score,
+            combined_score: evidence.combined_score,
+            activation_gap: evidence.activation_gap(),
+            probes: evidence.probes.clone(),
             understanding: written.map(|a| a.understanding.clone()),
             assessment: written.map(|a| a.assessment.clone()),
             coverage: evidence.coverage.clone(),

@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use forethought_core::{
     conversation::Conversation,
-    evidence::{Coverage, Evidence, Phase, PhaseEnd, Timings, Verdict},
+    evidence::{Coverage, Evidence, Path as ScorePath, Phase, PhaseEnd, ProbeReading, Timings, Verdict},
     guard::{Event, Examination, Guard, GuardError, Options},
     policy::{PolicyChain, RequestFacts, Ruling},
 };
@@ -24,7 +24,7 @@ use super::{
     config::{ConfigArgs, flag},
     models, print_json,
     progress::say,
-    runtime, say_plainly,
+    runtime, say_plainly, trace,
 };
 use crate::{api::openai_chat, config::Flag, log};
 
@@ -39,12 +39,16 @@ pub struct CheckArgs {
     /// Read a whole conversation from a JSON file: an OpenAI chat request, or its `messages`
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub conversation: Option<PathBuf>,
-    /// `reason` writes the two phases before the verdict, `direct` asks for it at once
-    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct"])]
+    /// `reason` writes the two phases before the verdict, `direct` asks for it at once, `probe` reads the hidden states, and
+    /// `cascade` does that and reasons where it is not clear
+    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct", "probe", "cascade"])]
     pub mode: Option<String>,
     /// Score from which on the verdict is harmful
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     pub threshold: Option<f64>,
+    /// Write what each probe says at every token to this file: a page to look at (`.html`), or data (`.json`)
+    #[arg(long, value_name = "FILE", value_parser = trace::file)]
+    pub trace: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -90,18 +94,22 @@ pub fn run(args: &CheckArgs, config: &ConfigArgs) -> Result<ExitCode> {
     log::init(&config.log);
     let conversation = args.conversation()?;
     let guard = models::load_guard(&config.guard)?.guard;
-    let thresholds = config.policy.thresholds;
-    let threshold = thresholds.score;
-    let policy = PolicyChain::new(vec![], thresholds);
+    let threshold = config.policy.thresholds.score;
+    let policy = config.policy.chain();
+    let traced = args.trace.as_ref().map(|_| trace::Traced::new(guard.clone())).transpose()?;
+    let guard: &dyn Guard = traced.as_ref().map_or(&*guard, |traced| traced);
     // Whoever asks about one prompt waits for the whole of it, however long it is.
     let options = Options { mode: config.guard.mode, deadline: None };
     let checked = runtime()?.block_on(async {
         if args.json {
-            return Ok(quietly(&*guard, &policy, conversation, options, threshold).await?);
+            return Ok(quietly(guard, &policy, conversation, options, threshold).await?);
         }
         let mut out = anstream::stdout();
-        aloud(&*guard, &policy, conversation, options, threshold, &mut out).await
+        aloud(guard, &policy, conversation, options, threshold, &mut out).await
     })?;
+    if let Some((path, traced)) = args.trace.as_ref().zip(traced) {
+        traced.trace().write(path, &checked)?;
+    }
     if args.json {
         print_json(&checked.to_json()?)?;
     }
@@ -146,6 +154,7 @@ impl Checked {
     /// All of it as one object: the evidence's fields, with `verdict`, `threshold` and `policy` beside them.
     pub fn to_json(&self) -> Result<Value> {
         let mut object = serde_json::to_value(&self.evidence)?;
+        object["activation_gap"] = json!(self.evidence.activation_gap());
         object["verdict"] = json!(self.verdict);
         object["threshold"] = json!(self.threshold);
         let Ruling { decision, by, reason } = &self.ruling;
@@ -233,6 +242,7 @@ pub(super) async fn stream(mut examination: Examination, out: &mut dyn io::Write
                 };
                 writeln!(out, "{DIM}{why}{DIM:#}")?;
             }
+            Event::Traced(_) => {}
             Event::Done(evidence) => return Ok(*evidence),
             Event::Failed(error) => return Err(error.into()),
         }
@@ -255,6 +265,16 @@ impl Checked {
         if let Some(direct) = evidence.direct_score {
             line("direct score", &format!("{direct:.3}"))?;
         }
+        for probe in &evidence.probes {
+            let ProbeReading { name, layer, position, score, threshold } = probe;
+            let name = say_plainly(name);
+            let from = format!("harmful from {threshold} on; {name}, layer {layer}, {position}");
+            line("probe", &format!("{score:.3} ({from})"))?;
+        }
+        if let Some(gap) = evidence.activation_gap() {
+            line("gap", &format!("{gap:+.3} (probes minus verdict)"))?;
+            line("decided by", by(evidence))?;
+        }
         if let Some(hazard) = &evidence.hazard {
             let doubt = if *verdict == Verdict::Benign { " (if it were harmful)" } else { "" };
             line("category", &format!("{}{doubt}", say_plainly(hazard.as_str())))?;
@@ -263,6 +283,17 @@ impl Checked {
         line("read", &coverage_text(&evidence.coverage))?;
         line("time", &timings_text(&evidence.timings))?;
         line("guard", &format!("{} on {}", evidence.guard.bundle, evidence.guard.base_model))
+    }
+}
+
+/// What the score comes from.
+fn by(evidence: &Evidence) -> &'static str {
+    match (evidence.path, evidence.combined_score.is_some()) {
+        (ScorePath::Probe, false) => "the probes",
+        (ScorePath::Probe, true) => "the signals before reasoning, together",
+        (ScorePath::Direct, _) => "the direct verdict",
+        (ScorePath::Reason, false) => "the verdict after reasoning",
+        (ScorePath::Reason, true) => "all signals together, after reasoning",
     }
 }
 

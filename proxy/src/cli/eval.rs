@@ -50,8 +50,9 @@ pub struct EvalArgs {
     /// Take only this many rows of each file, evenly spread over it
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// `reason` writes the two phases before the verdict, `direct` asks for it at once
-    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct"])]
+    /// `reason` writes the two phases before the verdict, `direct` asks for it at once, `probe` reads the hidden states, and
+    /// `cascade` does that and reasons where it is not clear
+    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct", "probe", "cascade"])]
     pub mode: Option<String>,
     /// Score from which on a row counts as harmful
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]

@@ -6,8 +6,9 @@ use anyhow::{Context as _, Result};
 use forethought_core::{
     engine::Limits,
     generate::{ChatModel, LocalChat},
-    guard::{Bundle, LocalGuard, LocalOptions, Windows},
+    guard::{Bundle, Cascade, LocalGuard, LocalOptions, Mode, Windows},
     model::{Decoder, DeviceChoice, LoadOptions},
+    probe::{self, ProbeSource},
     store::{Console, Store, sha256_file},
 };
 use serde_json::{Value, json};
@@ -51,7 +52,12 @@ pub fn load_guard(config: &GuardConfig) -> Result<LoadedGuard> {
     let limits = &mut bundle.manifest.limits;
     limits.understanding_tokens = config.understanding_tokens.unwrap_or(limits.understanding_tokens);
     limits.assessment_tokens = config.assessment_tokens.unwrap_or(limits.assessment_tokens);
-    let base = Store::open_default()?.resolve(&bundle.manifest.base.model.parse()?, &Console::stderr())?;
+    let store = Store::open_default()?;
+    let own = config.probes.iter().map(|probe| ProbeSource::read(&probe.file, probe.made.clone()));
+    let own = own.collect::<Result<_, _>>().context("can't add a probe (`guard.probes`)")?;
+    let probes = probe::open(&bundle, own, &config.runtime, &store, &Console::stderr())
+        .context("can't open the guard's probes")?;
+    let base = store.resolve(&bundle.manifest.base.model.parse()?, &Console::stderr())?;
     let sha256 = match base.sha256 {
         Some(sha256) => sha256,
         None if base.path.is_file() => sha256_file(&base.path)?,
@@ -65,22 +71,34 @@ pub fn load_guard(config: &GuardConfig) -> Result<LoadedGuard> {
             overlap: config.window_overlap,
             max: config.max_tokens,
         },
+        probes,
+        cascade: config.cascade,
         ..LocalOptions::default()
     };
     let is_bare = bundle.manifest.adapter.is_none();
     let guard = LocalGuard::start(&bundle, &base.path, &sha256, options).context("can't start the guard")?;
+    guard.check_mode(config.mode)?;
     Ok(LoadedGuard { guard: Arc::new(guard), base: base.path, is_bare })
 }
 
 /// What of the configuration changes the guard's findings, beside its bundle.
 pub fn finding_settings(config: &GuardConfig) -> Value {
-    json!({
+    let mut settings = json!({
         "max_tokens": config.max_tokens,
         "window_tokens": config.window_tokens,
         "window_overlap": config.window_overlap,
         "understanding_tokens": config.understanding_tokens,
         "assessment_tokens": config.assessment_tokens,
-    })
+    });
+    if config.mode == Mode::Cascade {
+        let Cascade { benign_below, harmful_from, reason_on_refuse } = config.cascade;
+        settings["cascade"] = json!({
+            "benign_below": benign_below,
+            "harmful_from": harmful_from,
+            "reason_on_refuse": reason_on_refuse,
+        });
+    }
+    settings
 }
 
 /// Starts the model that answers in process; it shares the guard's weights where they are the same.

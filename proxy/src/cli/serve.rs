@@ -4,7 +4,7 @@ use std::{net::TcpListener, sync::Arc};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use forethought_core::{generate::ChatModel, guard::Guard, policy::PolicyChain};
+use forethought_core::{generate::ChatModel, guard::Guard};
 use tracing::{info, warn};
 
 use super::{
@@ -93,7 +93,7 @@ pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
         })?,
         None => AuditLog::disabled(),
     };
-    let policies = PolicyChain::new(vec![], config.policy.thresholds.clone());
+    let policies = config.policy.chain();
     Ok(Arc::new(Proxy::new(config, models.guard, policies, upstream, audit)))
 }
 

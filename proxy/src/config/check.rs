@@ -8,14 +8,19 @@ use std::{
 };
 
 use directories::ProjectDirs;
-use forethought_core::{evidence::Hazard, policy::Thresholds};
+use forethought_core::{
+    evidence::Hazard,
+    guard::Cascade,
+    policy::Thresholds,
+    probe::{Made, RuntimeOptions},
+};
 use sha2::{Digest, Sha256};
 use tracing_subscriber::EnvFilter;
 
 use super::{
     AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
-    PolicyConfig, Problem, Problems, Raw, RawAudit, RawGuard, RawLimits, RawPolicy, RawRefusal, RawUpstream,
-    RefusalConfig, Secret, UpstreamConfig, UrlUpstream,
+    PolicyConfig, ProbeConfig, Problem, Problems, Raw, RawAudit, RawCascade, RawGuard, RawLimits, RawPolicy,
+    RawProbe, RawRefusal, RawUpstream, RefusalConfig, Secret, UpstreamConfig, UrlUpstream,
 };
 use crate::upstream::BaseUrl;
 
@@ -181,7 +186,41 @@ impl Check<'_> {
             assessment_tokens: raw.assessment_tokens,
             threads: raw.threads,
             device: raw.device,
+            cascade: self.cascade(&raw.cascade),
+            probes: raw.probes.iter().map(|probe| self.probe(probe)).collect(),
+            runtime: RuntimeOptions {
+                library: raw.onnxruntime.as_ref().map(PathBuf::from),
+                providers: raw.execution_providers.clone(),
+            },
         }
+    }
+
+    fn cascade(&mut self, raw: &RawCascade) -> Cascade {
+        let RawCascade { benign_below, harmful_from, reason_on_refuse } = *raw;
+        for (key, bound) in [("benign_below", benign_below), ("harmful_from", harmful_from)] {
+            // Written so that a value that is not a number fails.
+            let right = bound.is_none_or(|bound| bound >= 0.0 && bound.is_finite());
+            self.require(&format!("guard.cascade.{key}"), right, || {
+                format!("must be a probability, not {}", bound.unwrap_or_default())
+            });
+        }
+        if let Some((low, high)) = benign_below.zip(harmful_from)
+            && low > high
+        {
+            let problem = format!("must be at most `guard.cascade.harmful_from`, which is {high}, not {low}");
+            self.note("guard.cascade.benign_below", problem);
+        }
+        Cascade { benign_below, harmful_from, reason_on_refuse }
+    }
+
+    fn probe(&mut self, raw: &RawProbe) -> ProbeConfig {
+        let RawProbe { file, name, threshold, layer, position } = raw.clone();
+        self.require("guard.probes", !file.is_empty(), || "a probe's `file` must not be empty".to_owned());
+        let right = threshold.is_none_or(|threshold| (0.0..=1.0).contains(&threshold));
+        self.require("guard.probes", right, || {
+            format!("the threshold of {file} must be a probability, not {}", threshold.unwrap_or_default())
+        });
+        ProbeConfig { file: file.into(), made: Made { name, layer, position, threshold } }
     }
 
     fn policy(&mut self, raw: &RawPolicy) -> PolicyConfig {
@@ -200,12 +239,19 @@ impl Check<'_> {
         self.require("policy.message", !raw.message.trim().is_empty(), || {
             "must not be empty: clients retry or fail on an empty answer".to_owned()
         });
+        self.require(
+            "policy.disagreement_gap",
+            raw.disagreement_gap > 0.0 && raw.disagreement_gap <= 1.0,
+            || format!("must be above 0 and at most 1, not {}", raw.disagreement_gap),
+        );
         PolicyConfig {
             mode: raw.mode,
             thresholds: Thresholds { score: raw.threshold, hazards, message: raw.message.clone() },
             on_failure: raw.on_failure,
             on_unreadable: raw.on_unreadable,
             on_truncated: raw.on_truncated,
+            on_disagreement: raw.on_disagreement,
+            disagreement_gap: raw.disagreement_gap,
         }
     }
 

@@ -3,11 +3,17 @@
 //! The doc comments here are what `forethought config schema` prints. Nothing is judged in this file beyond types;
 //! [`check`](super::check) turns it into [`Settings`](super::Settings).
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, marker::PhantomData};
 
-use forethought_core::guard::Mode as GuardMode;
+use forethought_core::{
+    guard::Mode as GuardMode,
+    probe::{ExecutionProvider, Position},
+};
 use schemars::JsonSchema;
-use serde::{Deserialize, Deserializer, Serialize, de};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{self, IntoDeserializer as _},
+};
 
 /// Configuration of the Forethought proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -121,7 +127,8 @@ impl Default for RawEmbedded {
 pub struct RawGuard {
     /// The guard bundle: `default`, or a bundle's folder.
     pub bundle: String,
-    /// `reason` writes R1-Act's two phases before the verdict; `direct` asks for the verdict at once.
+    /// `reason` writes R1-Act's two phases before the verdict; `direct` asks for the verdict at once; `probe` reads the
+    /// model's hidden states with the bundle's probes; `cascade` does that first, and reasons where it is not clear.
     #[schemars(with = "GuardModeSchema")]
     pub mode: GuardMode,
     /// Time allowed for one request, waiting included, in milliseconds. At the deadline an open phase is closed and the
@@ -145,6 +152,17 @@ pub struct RawGuard {
     pub threads: Option<usize>,
     /// Where the guard computes.
     pub device: Device,
+    /// What is clear to `mode = "cascade"` without reasoning.
+    pub cascade: RawCascade,
+    /// Probes of your own beside the bundle's: ONNX files with an input `hidden` and an output `probability`.
+    pub probes: Vec<RawProbe>,
+    /// The library of ONNX Runtime (1.17 or newer), which runs probes. Where it is not set: the one that the system has,
+    /// else one that is fetched like a model. The environment variable `ORT_DYLIB_PATH` comes before it.
+    pub onnxruntime: Option<String>,
+    /// Where probes compute, in order of preference. All but `cpu` need a library that was built for it.
+    #[serde(deserialize_with = "list")]
+    #[schemars(with = "Vec<ExecutionProviderSchema>")]
+    pub execution_providers: Vec<ExecutionProvider>,
 }
 
 impl Default for RawGuard {
@@ -162,17 +180,76 @@ impl Default for RawGuard {
             assessment_tokens: None,
             threads: None,
             device: Device::Cpu,
+            cascade: RawCascade::default(),
+            probes: vec![],
+            onnxruntime: None,
+            execution_providers: vec![ExecutionProvider::Cpu],
         }
     }
 }
 
-/// The schema of core's guard mode, which knows nothing of schemas.
+/// What is clear to `mode = "cascade"` without reasoning: scores below `benign_below`, and those from `harmful_from` on.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawCascade {
+    /// Below this a request is clearly benign; the bundle's own bound where it is not set.
+    pub benign_below: Option<f64>,
+    /// From this on a request is clearly harmful, above 1 none is; the bundle's own bound where it is not set.
+    pub harmful_from: Option<f64>,
+    /// Write the two phases for clearly harmful requests too, so that every refusal has a written assessment. The score
+    /// remains that of the probes.
+    pub reason_on_refuse: bool,
+}
+
+/// A probe of your own.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RawProbe {
+    /// The ONNX file.
+    pub file: String,
+    /// Its name, in place of the one in the file.
+    pub name: Option<String>,
+    /// The score from which on it says harmful, in place of the one in the file.
+    pub threshold: Option<f64>,
+    /// The layer it reads, where the file does not say: 0 is the embedding, `k` the output of block `k`.
+    pub layer: Option<usize>,
+    /// The state it reads, where the file does not say: that of the `last` token, or the `mean` or `max` over the request's
+    /// tokens.
+    #[schemars(with = "Option<PositionSchema>")]
+    pub position: Option<Position>,
+}
+
+// The schemas of core's types, which know nothing of schemas.
+
 #[derive(JsonSchema)]
 #[serde(rename_all = "lowercase")]
 #[allow(dead_code)] // only its schema is used
 enum GuardModeSchema {
     Reason,
     Direct,
+    Probe,
+    Cascade,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum PositionSchema {
+    Last,
+    Mean,
+    Max,
+}
+
+#[derive(JsonSchema)]
+#[serde(rename_all = "lowercase")]
+#[allow(dead_code)]
+enum ExecutionProviderSchema {
+    Cpu,
+    Coreml,
+    Cuda,
+    Directml,
+    Openvino,
+    Tensorrt,
 }
 
 /// Where a model computes. `cuda` and `metal` need a build with the feature of that name.
@@ -205,6 +282,10 @@ pub struct RawPolicy {
     pub on_unreadable: OnUnread,
     /// What happens to a request longer than the guard reads (`guard.max_tokens`).
     pub on_truncated: OnUnread,
+    /// What happens to a request of which the guard's probes and its verdict say different things.
+    pub on_disagreement: OnDisagreement,
+    /// How far probes and verdict must be apart for that, either way.
+    pub disagreement_gap: f64,
 }
 
 impl Default for RawPolicy {
@@ -217,6 +298,8 @@ impl Default for RawPolicy {
             on_failure: OnFailure::Closed,
             on_unreadable: OnUnread::Deny,
             on_truncated: OnUnread::Deny,
+            on_disagreement: OnDisagreement::Allow,
+            disagreement_gap: 0.5,
         }
     }
 }
@@ -252,6 +335,18 @@ pub enum OnUnread {
     /// Judge it by what was read, and mark it in the audit record and the log.
     Flag,
     /// Judge it by what was read.
+    Allow,
+}
+
+/// What happens to a request of which probes and verdict say different things.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnDisagreement {
+    /// Refuse it.
+    Refuse,
+    /// Judge it by its score, and mark it in the audit record and the log.
+    Flag,
+    /// Judge it by its score.
     Allow,
 }
 
@@ -433,15 +528,16 @@ pub enum LogFormat {
 }
 
 /// A list, or (so that an environment variable can hold one) a string with commas.
-fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
-    struct List;
-    impl<'de> de::Visitor<'de> for List {
-        type Value = Vec<String>;
+fn list<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Vec<T>, D::Error> {
+    struct List<T>(PhantomData<T>);
+    impl<'de, T: Deserialize<'de>> de::Visitor<'de> for List<T> {
+        type Value = Vec<T>;
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("a list of strings")
         }
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
-            Ok(text.split(',').map(str::trim).filter(|item| !item.is_empty()).map(str::to_owned).collect())
+            let items = text.split(',').map(str::trim).filter(|item| !item.is_empty());
+            items.map(|item| T::deserialize(item.to_owned().into_deserializer())).collect()
         }
         fn visit_seq<A: de::SeqAccess<'de>>(self, mut items: A) -> Result<Self::Value, A::Error> {
             let mut list = Vec::new();
@@ -451,5 +547,5 @@ fn list<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Er
             Ok(list)
         }
     }
-    deserializer.deserialize_any(List)
+    deserializer.deserialize_any(List(PhantomData))
 }

@@ -69,7 +69,11 @@ impl Guard for FakeGuard {
                 (Phase::Understanding, "They ask\u{1b}[2J.", PhaseEnd::Complete),
                 (Phase::Assessment, "Hard to", PhaseEnd::Cap),
             ];
-            let reasons = options.mode == Mode::Reason;
+            let reasons = match options.mode {
+                Mode::Reason => true,
+                Mode::Cascade => (0.3..0.7).contains(&score),
+                Mode::Direct | Mode::Probe => false,
+            };
             for (phase, text, end) in texts.into_iter().filter(|_| reasons) {
                 events.send(Event::PhaseStarted(phase)).ok();
                 for word in text.split_inclusive(' ') {
@@ -85,10 +89,17 @@ impl Guard for FakeGuard {
             });
             events.send(Event::Done(Box::new(Evidence {
                 score,
-                path: if reasons { Path::Reason } else { Path::Direct },
+                path: match options.mode {
+                    _ if reasons => Path::Reason,
+                    Mode::Direct => Path::Direct,
+                    _ => Path::Probe,
+                },
                 hazard: Some(Hazard::new("cyber")),
                 assessment,
                 direct_score: None,
+                probe_score: None,
+                combined_score: None,
+                probes: vec![],
                 coverage,
                 timings: Timings {
                     queue_ms: 5.0,

@@ -12,7 +12,7 @@ use forethought_core::{
 };
 use serde::Serialize;
 
-use super::results::{Scored, mode_name};
+use super::results::Scored;
 
 /// The outcome of a run.
 #[derive(Clone, Debug, Serialize)]
@@ -80,6 +80,8 @@ pub struct Group {
     pub missing: usize,
     /// Scored rows that the guard did not read in whole.
     pub partly_read: usize,
+    /// Scored rows that the guard reasoned about.
+    pub reasoned: usize,
     /// Share of the harmful that was caught.
     pub recall: Option<Measured>,
     /// Share of the benign that was held to be harmful.
@@ -137,6 +139,7 @@ impl Group {
             bad: counts.bad,
             missing: counts.missing,
             partly_read: rows.iter().filter(|r| r.partly_read).count(),
+            reasoned: rows.iter().filter(|r| r.reasoned).count(),
             recall: measured(0),
             false_positive_rate: measured(1),
             precision: measured(2),
@@ -194,11 +197,16 @@ impl Report {
         let _ = writeln!(
             text,
             "mode {}, threshold {}, 95% bootstrap intervals, times with {} in work at once; guard {}",
-            mode_name(self.mode),
+            self.mode.as_str(),
             self.threshold,
             self.concurrency,
             self.guard.bundle
         );
+        if self.mode == Mode::Cascade {
+            let Group { scored, reasoned, .. } = &self.total;
+            let share = 100.0 * *reasoned as f64 / (*scored).max(1) as f64;
+            let _ = writeln!(text, "reasoned about {reasoned} of {scored} rows ({share:.1}%)");
+        }
         for group in &self.files {
             let left_out = [
                 (group.failed, "failed (the same command tries them again)"),

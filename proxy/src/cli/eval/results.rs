@@ -5,7 +5,7 @@
 //! rows whose prompt or label has changed since are taken out and scored anew.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::OsString,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, Write as _},
@@ -43,21 +43,13 @@ impl Meta {
 
     /// What differs, for people; `None` where rows of `self` and `other` may share a file.
     fn difference(&self, other: &Self) -> Option<String> {
-        let mode = |meta: &Self| format!("mode {}", mode_name(meta.mode));
+        let mode = |meta: &Self| format!("mode {}", meta.mode.as_str());
         let guard = |meta: &Self| format!("guard {} ({:.12})", meta.guard.bundle, meta.guard.bundle_sha256);
         let base = |meta: &Self| format!("base {} ({:.12})", meta.guard.base_model, meta.guard.base_sha256);
         let all = |meta: &Self| format!("format {}, {}, {}", meta.format, meta.guard.template, meta.settings);
         let parts: [&dyn Fn(&Self) -> String; 4] = [&mode, &guard, &base, &all];
         let (mine, its) = parts.iter().map(|part| (part(self), part(other))).find(|(a, b)| a != b)?;
         Some(format!("it holds rows of {mine}, and this run is {its}"))
-    }
-}
-
-/// The word for a mode in flags, files and messages.
-pub(super) fn mode_name(mode: Mode) -> &'static str {
-    match mode {
-        Mode::Reason => "reason",
-        Mode::Direct => "direct",
     }
 }
 
@@ -84,6 +76,11 @@ pub struct ResultRow {
     pub assessment: Option<String>,
     /// P(harmful) asked for with no phases, where it was asked for too.
     pub direct_score: Option<f64>,
+    /// P(harmful) by the probes together.
+    pub probe_score: Option<f64>,
+    /// P(harmful) by each probe.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub probes: BTreeMap<String, f64>,
     /// Where the score comes from.
     pub path: Option<ScorePath>,
     /// Tokens read and written.
@@ -114,6 +111,8 @@ impl ResultRow {
             understanding: None,
             assessment: None,
             direct_score: None,
+            probe_score: None,
+            probes: BTreeMap::new(),
             path: None,
             tokens: None,
             generated_tokens: None,
@@ -132,6 +131,8 @@ impl ResultRow {
                 result.score = Some(evidence.score);
                 result.verdict = Some(evidence.verdict());
                 result.direct_score = evidence.direct_score;
+                result.probe_score = evidence.probe_score;
+                result.probes = evidence.probes.into_iter().map(|p| (p.name, p.score)).collect();
                 result.path = Some(evidence.path);
                 result.tokens = Some(timings.prompt_tokens + timings.generated_tokens);
                 result.generated_tokens = Some(timings.generated_tokens);
@@ -166,12 +167,14 @@ pub(super) struct Scored {
     pub(super) label: Verdict,
     pub(super) ms: f64,
     pub(super) partly_read: bool,
+    pub(super) reasoned: bool,
 }
 
 impl Scored {
     pub(super) fn of(row: &ResultRow) -> Option<Self> {
         let partly_read = row.unread_tokens.is_some_and(|n| n > 0);
-        Some(Self { score: row.score?, label: row.label, ms: row.ms.unwrap_or_default(), partly_read })
+        let (ms, reasoned) = (row.ms.unwrap_or_default(), row.assessment.is_some());
+        Some(Self { score: row.score?, label: row.label, ms, partly_read, reasoned })
     }
 }
 
