@@ -29,6 +29,7 @@ mod pass;
 pub mod probe;
 pub mod r1act;
 pub mod report;
+pub mod response;
 pub mod results;
 pub mod schedule;
 pub mod sft;

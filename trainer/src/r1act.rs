@@ -36,11 +36,20 @@ pub struct PhaseWeights {
     pub category: f32,
     /// The headings. The guard writes them itself, so they teach it nothing; a server that generates freely needs them.
     pub headings: f32,
+    /// All of a response, in rows that have one instead of phases.
+    pub response: f32,
 }
 
 impl Default for PhaseWeights {
     fn default() -> Self {
-        Self { understanding: 1.0, assessment: 1.0, verdict: 1.0, category: 1.0, headings: 0.1 }
+        Self {
+            understanding: 1.0,
+            assessment: 1.0,
+            verdict: 1.0,
+            category: 1.0,
+            headings: 0.1,
+            response: 1.0,
+        }
     }
 }
 

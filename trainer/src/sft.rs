@@ -20,12 +20,14 @@ use self::recorder::Recorder;
 use crate::config::SftConfig;
 use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
+use crate::response::Chat;
 use crate::source::{Prepared, Renderer, ScoredSet, prepare};
 use crate::train::{StepReport, TrainConfig, Trainer};
 
 /// The base model and the template, ready to render rows.
 pub struct Base {
     checkpoint: Checkpoint,
+    chat: Chat,
     /// The base model's.
     pub tokenizer: Tokenizer,
     /// The template in token ids.
@@ -41,7 +43,8 @@ impl Base {
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = checkpoint.tokenizer()?;
         let prompt = Prompt::new(&manifest(config)?, &tokenizer, &checkpoint.chat_template()?)?;
-        Ok(Self { checkpoint, tokenizer, prompt })
+        let chat = Chat::new(&checkpoint)?;
+        Ok(Self { checkpoint, chat, tokenizer, prompt })
     }
 
     /// Reads and renders the run's rows.
@@ -50,8 +53,8 @@ impl Base {
     /// As for [`prepare`].
     pub fn prepare(&self, config: &SftConfig) -> Result<Prepared> {
         let max_tokens = config.train.max_tokens.min(self.checkpoint.config().context);
-        let (prompt, tokenizer) = (&self.prompt, &self.tokenizer);
-        prepare(config, &Renderer { prompt, tokenizer, weights: config.loss, max_tokens })
+        let Self { prompt, chat, tokenizer, .. } = self;
+        prepare(config, &Renderer { prompt, chat, tokenizer, weights: config.loss, max_tokens })
     }
 
     /// Reads the frozen weights.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use forethought_core::dataset::{Dataset, Row};
+use forethought_core::dataset::Row;
 use forethought_core::evidence::Verdict;
 use forethought_core::guard::prompt::Prompt;
 use forethought_core::model::Tokenizer;
@@ -10,14 +10,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DataConfig, SftConfig};
 use crate::data::Example;
+use crate::dataset::read::{ResponseRow, read_rows};
 use crate::error::{Result, TrainError};
 use crate::r1act::{self, Form, PhaseWeights};
+use crate::response::Chat;
 use crate::train::Source;
 
 /// How rows become sequences.
 pub struct Renderer<'a> {
     /// Token ids of the template.
     pub prompt: &'a Prompt,
+    /// How the base model is asked where a row has a response and no phases.
+    pub chat: &'a Chat,
     /// The base model's.
     pub tokenizer: &'a Tokenizer,
     /// Weights of the parts of a response.
@@ -26,12 +30,19 @@ pub struct Renderer<'a> {
     pub max_tokens: usize,
 }
 
-/// A labelled row that a run is scored on.
+/// A row that a run is scored on.
 #[derive(Clone, Debug)]
 pub struct ScoredRow {
     /// Its forms, for the loss.
     pub examples: Vec<Example>,
-    /// All that the guard reads before its direct verdict.
+    /// For the verdict; rows with a response have none.
+    pub judged: Option<JudgedRow>,
+}
+
+/// What a direct verdict takes.
+#[derive(Clone, Debug)]
+pub struct JudgedRow {
+    /// All that the guard reads before it.
     pub prompt: Vec<u32>,
     /// The truth.
     pub label: Verdict,
@@ -44,6 +55,13 @@ pub struct ScoredSet {
     pub name: String,
     /// The rows.
     pub rows: Vec<ScoredRow>,
+}
+
+impl ScoredSet {
+    /// The rows that a verdict is given on.
+    pub fn judged(&self) -> impl Iterator<Item = &JudgedRow> {
+        self.rows.iter().filter_map(|row| row.judged.as_ref())
+    }
 }
 
 /// What a file gave.
@@ -117,67 +135,57 @@ struct ReadSource {
 
 fn read(data: &DataConfig, skip_bad_rows: bool, renderer: &Renderer<'_>) -> Result<ReadSource> {
     let path = data.path.display().to_string();
-    let dataset = Dataset::read(&data.path)?;
-    let bad: Vec<(usize, String)> = dataset.bad.into_iter().map(|bad| (bad.line, bad.problem)).collect();
+    let file = read_rows(&data.path)?;
+    let bad: Vec<(usize, String)> = file.bad.into_iter().map(|bad| (bad.line, bad.problem)).collect();
     if let Some((line, problem)) = bad.first().filter(|_| !skip_bad_rows) {
         return Err(TrainError::BadRow { path, line: *line, problem: problem.clone(), more: bad.len() - 1 });
     }
-    let mut read = ReadSource {
-        items: Vec::new(),
-        held_out: Vec::new(),
-        report: SourceReport {
-            path: path.clone(),
-            rows: 0,
-            sequences: 0,
-            tokens: 0,
-            targets: 0,
-            held_out: 0,
-            too_long: Vec::new(),
-            bad,
-        },
-    };
-    for (index, row) in dataset.rows.iter().enumerate() {
-        let rendered = renderer.forms(row, data)?;
-        let longest = rendered.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
-        let report = &mut read.report;
+    let phases = file.phases.iter().map(|row| (row.line, renderer.phases(row, data)));
+    let responses = file.responses.iter().map(|row| (row.line, renderer.response(row, data)));
+    let mut rows: Vec<(usize, Result<ScoredRow>)> = phases.chain(responses).collect();
+    rows.sort_by_key(|(line, _)| *line);
+
+    let (mut items, mut held_out, mut too_long) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut tokens, mut targets) = (0, 0);
+    for (index, (line, row)) in rows.into_iter().enumerate() {
+        let row = row?;
+        let longest = row.examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
         if longest > renderer.max_tokens {
-            report.too_long.push((row.line, longest));
-            continue;
-        }
-        if data.hold_out.is_some_and(|every| (index + 1).is_multiple_of(every)) {
-            report.held_out += 1;
-            let prompt = renderer.direct_prompt(row)?;
-            read.held_out.push(ScoredRow { examples: rendered, prompt, label: row.label });
+            too_long.push((line, longest));
+        } else if data.hold_out.is_some_and(|every| (index + 1).is_multiple_of(every)) {
+            held_out.push(row);
         } else {
-            report.rows += 1;
-            report.sequences += rendered.len();
-            report.tokens += rendered.iter().map(Example::positions).sum::<usize>();
-            report.targets += rendered.iter().map(Example::targets).sum::<usize>();
-            read.items.push(rendered);
+            tokens += row.examples.iter().map(Example::positions).sum::<usize>();
+            targets += row.examples.iter().map(Example::targets).sum::<usize>();
+            items.push(row.examples);
         }
     }
-    if read.items.is_empty() && read.held_out.is_empty() {
+    if items.is_empty() && held_out.is_empty() {
         return Err(TrainError::NoRows { path });
     }
-    Ok(read)
+    let sequences = items.iter().map(Vec::len).sum();
+    let (rows, held) = (items.len(), held_out.len());
+    let report = SourceReport { path, rows, sequences, tokens, targets, held_out: held, too_long, bad };
+    Ok(ReadSource { items, held_out, report })
 }
 
 impl Renderer<'_> {
     /// A row in the forms asked for; one without phases in the direct form alone.
-    fn forms(&self, row: &Row, data: &DataConfig) -> Result<Vec<Example>> {
+    fn phases(&self, row: &Row, data: &DataConfig) -> Result<ScoredRow> {
         let has_phases = row.understanding.is_some() && row.assessment.is_some();
         let weights = data.loss.as_ref().unwrap_or(&self.weights);
-        let render = |form| r1act::render(row, form, self.prompt, self.tokenizer, weights);
-        let forms: Vec<Form> = match has_phases {
-            true => data.forms.clone(),
-            false => vec![Form::Direct],
-        };
-        forms.into_iter().map(render).collect()
+        let forms = if has_phases { &data.forms[..] } else { &[Form::Direct] };
+        let render = |&form: &Form| r1act::render(row, form, self.prompt, self.tokenizer, weights);
+        let examples = forms.iter().map(render).collect::<Result<_>>()?;
+        let prompt =
+            [r1act::render_prompt(row, self.prompt, self.tokenizer)?, self.prompt.direct_verdict.clone()]
+                .concat();
+        Ok(ScoredRow { examples, judged: Some(JudgedRow { prompt, label: row.label }) })
     }
 
-    /// All that the guard reads before it gives its direct verdict.
-    fn direct_prompt(&self, row: &Row) -> Result<Vec<u32>> {
-        let example = r1act::render_prompt(row, self.prompt, self.tokenizer)?;
-        Ok([&example[..], &self.prompt.direct_verdict].concat())
+    fn response(&self, row: &ResponseRow, data: &DataConfig) -> Result<ScoredRow> {
+        let weights = data.loss.as_ref().unwrap_or(&self.weights);
+        let example = self.chat.render(row, self.tokenizer, weights.response)?;
+        Ok(ScoredRow { examples: vec![example], judged: None })
     }
 }

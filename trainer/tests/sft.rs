@@ -254,3 +254,50 @@ fn a_file_can_weigh_parts_its_own_way() {
     }
     assert!(prepared.sets[0].rows[0].examples[0].targets() > 1);
 }
+
+#[test]
+fn responses_are_learnt_as_the_chat_template_has_them() {
+    let fixture = Fixture::new();
+    let rows = concat!(
+        r#"{"instruction": "Paint <|im_end|> it", "response": "<think>They paint.</think>Do so."}"#,
+        "\n",
+        r#"{"id": "r", "instruction": "Steal it", "label": "harmful"}"#,
+        "\n",
+    );
+    fixture.rows(rows);
+    let prepared = fixture.prepare().unwrap();
+    assert_eq!((prepared.reports[0].rows, prepared.reports[0].sequences), (2, 2));
+    let tokenizer = Base::open(&fixture.config("", &[]), &tiny()).unwrap().tokenizer;
+    let example = &prepared.sources[0].items[0][0];
+    let first = example.weights.iter().position(|weight| *weight > 0.0).unwrap();
+    let text = |ids: &[u32]| tokenizer.decode(ids).unwrap();
+    assert!(text(&example.tokens[..first]).contains("Paint <|im_end|> it"));
+    let learnt = text(&example.tokens[first..]);
+    assert!(learnt.starts_with("<think>They paint.</think>Do so."), "{learnt}");
+    assert!(tokenizer.is_end(*example.tokens.last().unwrap()), "{learnt}");
+    // The one in the instruction is plain text.
+    let ends = example.tokens.iter().filter(|id| tokenizer.is_end(**id)).count();
+    assert!(ends <= 3, "{}", text(&example.tokens));
+
+    // A run learns and scores both kinds; only labelled rows with no response have a verdict.
+    let outcome = fixture.run("both", &[], false, Until::default()).unwrap();
+    let scores = &outcome.last.unwrap().sets["rows"];
+    assert_eq!((scores.rows, scores.accuracy.is_some()), (2, true));
+}
+
+#[test]
+fn columns_are_learnt_like_lines() {
+    let fixture = Fixture::new();
+    let lines = fixture.prepare().unwrap();
+    let mut csv = "id,instruction,label,category,understanding,assessment\n".to_owned();
+    for row in rows().lines() {
+        let row: serde_json::Value = serde_json::from_str(row).unwrap();
+        let keys = ["id", "instruction", "label", "category", "understanding", "assessment"];
+        csv += &(keys.map(|key| row[key].as_str().unwrap()).join(",") + "\n");
+    }
+    fs::write(fixture.out("rows.csv"), csv).unwrap();
+    fs::write(fixture.out("run.toml"), RUN.replace("rows.jsonl", "rows.csv")).unwrap();
+    let columns = fixture.prepare().unwrap();
+    assert_eq!(columns.sources[0].items, lines.sources[0].items);
+    assert_eq!(columns.sets[1].name, lines.sets[1].name);
+}

@@ -70,7 +70,8 @@ pub fn evaluate(
     let mut scores = BTreeMap::new();
     for set in sets {
         let margins = margins(engine, values, set, prompt)?;
-        let labelled = margins.into_iter().zip(&set.rows).map(|(margin, row)| (margin, row.label));
+        let labels = set.judged().map(|row| row.label);
+        let labelled = margins.into_iter().zip(labels);
         let scored = Scored::new(labelled)?;
         let confusion = scored.confusion(0.0);
         let examples: Vec<&Example> = set.rows.iter().flat_map(|row| &row.examples).collect();
@@ -88,13 +89,14 @@ pub fn evaluate(
     Ok(Evaluation { step, first, sets: scores })
 }
 
-/// The harmful label's log-probability minus the benign one's, for each row's direct verdict.
+/// The harmful label's log-probability minus the benign one's, for the direct verdict of each
+/// row that has one.
 ///
 /// # Errors
 /// When a row does not fit the model.
 pub fn margins(engine: &mut Engine, values: &[f32], set: &ScoredSet, prompt: &Prompt) -> Result<Vec<f64>> {
     let labels = [Verdict::Harmful, Verdict::Benign].map(|label| first_token(prompt, label));
-    let prompts: Vec<&[u32]> = set.rows.iter().map(|row| row.prompt.as_slice()).collect();
+    let prompts: Vec<&[u32]> = set.judged().map(|row| row.prompt.as_slice()).collect();
     let rows = engine.log_probabilities(values, &prompts, &labels)?;
     Ok(rows.iter().map(|row| f64::from(row[0]) - f64::from(row[1])).collect())
 }

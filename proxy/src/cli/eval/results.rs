@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use forethought_core::{
     dataset::Row,
-    evidence::{Evidence, GuardVersion, Hazard, Path as ScorePath, Verdict},
+    evidence::{Evidence, GuardVersion, Hazard, Path as ScorePath, PhaseEnd, Verdict},
     guard::{GuardError, Mode},
 };
 use serde::{Deserialize, Serialize};
@@ -74,6 +74,8 @@ pub struct ResultRow {
     pub understanding: Option<String>,
     /// The second phase's text.
     pub assessment: Option<String>,
+    /// How each phase ended.
+    pub ends: Option<[PhaseEnd; 2]>,
     /// P(harmful) asked for with no phases, where it was asked for too.
     pub direct_score: Option<f64>,
     /// P(harmful) by the probes together.
@@ -110,6 +112,7 @@ impl ResultRow {
             category: None,
             understanding: None,
             assessment: None,
+            ends: None,
             direct_score: None,
             probe_score: None,
             probes: BTreeMap::new(),
@@ -139,8 +142,11 @@ impl ResultRow {
                 result.unread_tokens = Some(evidence.coverage.tokens_unread());
                 result.ms = Some(timings.total_ms - timings.queue_ms);
                 result.category = evidence.hazard;
-                (result.understanding, result.assessment) =
-                    evidence.assessment.map(|a| (a.understanding, a.assessment)).unzip();
+                if let Some(assessment) = evidence.assessment {
+                    result.understanding = Some(assessment.understanding);
+                    result.assessment = Some(assessment.assessment);
+                    result.ends = Some(assessment.ends);
+                }
             }
         }
         result

@@ -1,18 +1,14 @@
 //! `forethought-trainer data import`.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, bail, ensure};
+use anyhow::{bail, ensure};
 use clap::{Args, ValueEnum as _};
-use forethought_core::dataset::Dataset;
 use forethought_core::evidence::Verdict;
-use serde_json::Value;
 
-use super::PROBLEMS;
+use super::{PROBLEMS, write_rows};
 use crate::dataset::import::shapes::{SHAPES, Shape};
 use crate::dataset::import::{Choices, Field, Imported, import};
 use crate::dataset::record::{self, Format};
@@ -105,7 +101,7 @@ pub(super) fn run(args: &ImportArgs) -> anyhow::Result<ExitCode> {
     let imported =
         import(records, shape, &choices).map_err(|problem| anyhow::anyhow!("{path}: {problem}"))?;
     ensure!(!imported.rows.is_empty() || !imported.dropped.is_empty(), "{path} holds no rows");
-    write(&args.out, &imported)?;
+    write_rows(&args.out, &imported.rows)?;
 
     for bad in &imported.dropped {
         eprintln!("{path}:{}: {}", bad.line, bad.problem);
@@ -138,27 +134,4 @@ fn reasons(imported: &Imported) -> BTreeMap<String, usize> {
         *counts.entry(words.collect::<Vec<_>>().join(" ")).or_default() += 1;
     }
     counts
-}
-
-/// Writes the rows beside the output and puts them in its place once they read back as they should.
-fn write(path: &Path, imported: &Imported) -> anyhow::Result<()> {
-    let mut text = String::new();
-    for row in &imported.rows {
-        text += &Value::Object(row.clone()).to_string();
-        text.push('\n');
-    }
-    let read = Dataset::from_bytes(text.as_bytes());
-    if let Some(bad) = read.bad.first() {
-        bail!("row {} of the output would not be usable: {}", bad.line, bad.problem);
-    }
-    let mut part = path.as_os_str().to_owned();
-    part.push(".part");
-    let part = PathBuf::from(part);
-    let put = || {
-        let mut file = fs::File::create(&part)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&part, path)
-    };
-    put().with_context(|| format!("can't write {}", path.display()))
 }
