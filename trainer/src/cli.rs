@@ -1,6 +1,7 @@
 //! The commands. This file only wires: it reads flags, hands them to a command, and maps the outcome to an exit code.
 
 pub mod calibrate;
+pub mod combine;
 pub mod data;
 pub mod export;
 pub mod probe;
@@ -34,6 +35,8 @@ enum Command {
     Export(export::ExportArgs),
     /// Fit the probabilities of a bundle's verdicts to scored rows
     Calibrate(calibrate::CalibrateArgs),
+    /// Fit one score to the signals of a bundle, and what is clear without reasoning
+    Combine(combine::CombineArgs),
     /// Write a bundle's EVAL.md: how it was made and what it scores
     Report(report::ReportArgs),
     /// Check, write and convert training data
@@ -51,6 +54,7 @@ pub fn main() -> ExitCode {
         Command::Probe(args) => probe::run(&args),
         Command::Export(args) => export::run(&args),
         Command::Calibrate(args) => calibrate::run(&args),
+        Command::Combine(args) => combine::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Data { command } => data::run(&command),
     };

@@ -14,6 +14,7 @@
 pub mod adapter;
 pub mod calibrate;
 pub mod cli;
+pub mod combine;
 pub mod config;
 pub mod cpu;
 pub mod data;

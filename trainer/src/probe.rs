@@ -12,7 +12,7 @@ pub mod curve;
 pub mod error;
 pub mod folds;
 pub mod inputs;
-mod lbfgs;
+pub(crate) mod lbfgs;
 pub mod made;
 pub mod onnx;
 pub mod reader;

@@ -7,9 +7,10 @@ use std::path::PathBuf;
 use forethought_core::dataset::Dataset;
 use forethought_core::evidence::Verdict;
 use forethought_core::guard::bundle::{Bundle, Calibration};
-use forethought_core::metrics::{Bootstrap, Interval, Scored, binomial_interval};
+use forethought_core::metrics::{Bootstrap, Interval, Scored, binomial_interval, quantile};
 
 use crate::error::Result;
+use crate::probe::report::MARKDOWN_FILE;
 use crate::results::{Judged, Results, Way};
 use crate::sft::recorder::{self, Line, METRICS};
 
@@ -19,7 +20,9 @@ pub struct Sources {
     pub bundle: Bundle,
     /// Folders of the runs that made it, in order.
     pub runs: Vec<PathBuf>,
-    /// Results of the bundle.
+    /// Folder of the run that fitted its probes.
+    pub probes: Option<PathBuf>,
+    /// Results of the bundle, in one mode or several.
     pub results: Vec<Results>,
     /// Results of another bundle, such as the untuned one, to be set beside them.
     pub against: Vec<Results>,
@@ -29,8 +32,11 @@ pub struct Sources {
     pub threshold: f64,
 }
 
-/// Rows of one data file, scored by one bundle.
-type Sets<'a> = BTreeMap<&'a str, Vec<&'a Judged>>;
+/// By data file, the rows of each of [`Way::ALL`].
+type Sets<'a> = BTreeMap<&'a str, [Vec<&'a Judged>; Way::ALL.len()]>;
+
+/// Where [`Way::Reason`] stands in [`Way::ALL`].
+const REASON: usize = Way::Reason as usize;
 
 /// Writes the report as Markdown.
 ///
@@ -56,8 +62,14 @@ pub fn markdown(sources: &Sources) -> Result<String> {
         let bundle = &sources.against[0].guard.bundle;
         scores(&mut text, &format!("The same with `{bundle}`"), &other, sources.threshold)?;
     }
+    costs(&mut text, &sources.results);
     phases(&mut text, &own);
     mistakes(&mut text, sources, &own)?;
+    if let Some(folder) = &sources.probes {
+        let report = recorder::read_text(&folder.join(MARKDOWN_FILE))?;
+        text.push('\n');
+        report.lines().for_each(|text_| line(&mut text, &demoted(text_)));
+    }
     Ok(text)
 }
 
@@ -66,10 +78,31 @@ fn line(text: &mut String, line: &str) {
     text.push('\n');
 }
 
+/// A heading one level further down; other lines as they are.
+fn demoted(line: &str) -> String {
+    if line.starts_with('#') { format!("#{line}") } else { line.to_owned() }
+}
+
+/// A way's rows are those of results in that mode; where there are none, those of reasoning, which tells the probes' and the
+/// direct score as well.
 fn by_file(results: &[Results]) -> Sets<'_> {
     let mut sets = Sets::new();
-    for row in results.iter().flat_map(|results| &results.rows) {
-        sets.entry(row.file.as_str()).or_default().push(row);
+    for (i, way) in Way::ALL.into_iter().enumerate() {
+        let in_mode = |mode: &str| -> BTreeMap<&str, Vec<&Judged>> {
+            let mut rows: BTreeMap<&str, Vec<&Judged>> = BTreeMap::new();
+            let results = results.iter().filter(|results| results.mode.as_str() == mode);
+            for row in results.flat_map(|results| &results.rows).filter(|row| row.score(way).is_some()) {
+                rows.entry(row.file.as_str()).or_default().push(row);
+            }
+            rows
+        };
+        let mut rows = in_mode(way.name());
+        if way != Way::Cascade {
+            in_mode(Way::Reason.name()).into_iter().for_each(|(file, more)| {
+                rows.entry(file).or_insert(more);
+            });
+        }
+        rows.into_iter().for_each(|(file, rows)| sets.entry(file).or_default()[i] = rows);
     }
     sets
 }
@@ -129,11 +162,12 @@ fn calibration(text: &mut String, sources: &Sources) -> Result<()> {
     );
     line(text, "| file | way | ECE before | ECE after |");
     line(text, "| --- | --- | ---: | ---: |");
-    for (file, rows) in by_file(&sources.results) {
-        for way in Way::ALL {
+    for (file, ways) in by_file(&sources.results) {
+        for (way, rows) in Way::ALL.into_iter().zip(&ways) {
             let calibration = match way {
                 Way::Direct => calibrations.direct,
                 Way::Reason => calibrations.reason,
+                Way::Probe | Way::Cascade => continue,
             };
             let plain =
                 |score| Calibration::default().probability(crate::calibrate::margin(score, calibration));
@@ -158,8 +192,8 @@ fn scores(text: &mut String, title: &str, sets: &Sets<'_>, threshold: f64) -> Re
     );
     line(text, "| set | harmful / benign | way | recall | FPR | F1 | AUROC |");
     line(text, "| --- | ---: | --- | ---: | ---: | ---: | ---: |");
-    for (file, rows) in sets {
-        for way in Way::ALL {
+    for (file, ways) in sets {
+        for (way, rows) in Way::ALL.into_iter().zip(ways) {
             let scored = Scored::new(rows.iter().filter_map(|row| Some((row.score(way)?, row.label))))?;
             if scored.is_empty() {
                 continue;
@@ -191,8 +225,36 @@ fn with_interval(value: Option<f64>, interval: Option<Interval>) -> String {
     }
 }
 
+/// What each mode costs: rows reasoned about, and time.
+fn costs(text: &mut String, results: &[Results]) {
+    if results.iter().all(|results| results.mode.as_str() == Way::Reason.name()) {
+        return;
+    }
+    line(
+        text,
+        "\n## Cost by mode\n\nMilliseconds of work a row, waiting left out, several rows being in work at once.\n",
+    );
+    line(text, "| set | mode | rows | reasoned about | p50 ms | p95 ms |");
+    line(text, "| --- | --- | ---: | ---: | ---: | ---: |");
+    let mut cells: BTreeMap<(&str, &str), (usize, usize, Vec<f64>)> = BTreeMap::new();
+    for results in results {
+        for row in &results.rows {
+            let (rows, reasoned, ms) = cells.entry((row.file.as_str(), results.mode.as_str())).or_default();
+            *rows += 1;
+            *reasoned += usize::from(row.assessment.is_some());
+            ms.extend(row.ms);
+        }
+    }
+    for ((file, mode), (rows, reasoned, mut ms)) in cells {
+        let share = 100.0 * reasoned as f64 / rows as f64;
+        let mut at = |q: f64| quantile(&mut ms, q).map_or_else(|| "-".to_owned(), |ms| format!("{ms:.0}"));
+        let (p50, p95) = (at(0.5), at(0.95));
+        let _ = writeln!(text, "| `{file}` | {mode} | {rows} | {share:.1}% | {p50} | {p95} |");
+    }
+}
+
 fn phases(text: &mut String, sets: &Sets<'_>) {
-    let rows: Vec<&Judged> = sets.values().flatten().copied().collect();
+    let rows: Vec<&Judged> = sets.values().flat_map(|ways| &ways[REASON]).copied().collect();
     let whole: Vec<bool> = rows.iter().filter_map(|row| row.is_whole()).collect();
     if whole.is_empty() {
         return;
@@ -212,18 +274,27 @@ fn phases(text: &mut String, sets: &Sets<'_>) {
 fn mistakes(text: &mut String, sources: &Sources, sets: &Sets<'_>) -> Result<()> {
     for path in &sources.data {
         let file = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let Some(judged) = sets.get(file.as_str()) else { continue };
-        let by_id: BTreeMap<&str, &Judged> = judged.iter().map(|row| (row.id.as_str(), *row)).collect();
+        let Some(ways) = sets.get(file.as_str()) else { continue };
+        let ways: Vec<(Way, BTreeMap<&str, &Judged>)> = Way::ALL
+            .into_iter()
+            .zip(ways)
+            .filter(|(_, rows)| !rows.is_empty())
+            .map(|(way, rows)| (way, rows.iter().map(|row| (row.id.as_str(), *row)).collect()))
+            .collect();
         let dataset = Dataset::read(path)?;
         for (title, key) in [("style", 0), ("category", 1)] {
-            let mut groups: BTreeMap<&str, [[usize; 2]; 4]> = BTreeMap::new();
+            // For each way, hits and rows of the harmful, then of the benign.
+            let mut groups: BTreeMap<&str, Vec<[[usize; 2]; 2]>> = BTreeMap::new();
             for row in &dataset.rows {
-                let group = if key == 0 { row.style.as_deref() } else { row.category.as_deref() };
-                let (Some(group), Some(judged)) = (group, by_id.get(row.id.as_str())) else { continue };
-                let counts = groups.entry(group).or_default();
-                for (i, way) in Way::ALL.into_iter().enumerate() {
-                    let Some(score) = judged.score(way) else { continue };
-                    let slot = &mut counts[2 * i + usize::from(row.label == Verdict::Benign)];
+                let Some(group) = (if key == 0 { row.style.as_deref() } else { row.category.as_deref() })
+                else {
+                    continue;
+                };
+                let counts = groups.entry(group).or_insert_with(|| vec![Default::default(); ways.len()]);
+                for ((way, judged), counts) in ways.iter().zip(counts) {
+                    let score = judged.get(row.id.as_str()).and_then(|judged| judged.score(*way));
+                    let Some(score) = score else { continue };
+                    let slot = &mut counts[usize::from(row.label == Verdict::Benign)];
                     slot[0] += usize::from(score >= sources.threshold);
                     slot[1] += 1;
                 }
@@ -232,15 +303,17 @@ fn mistakes(text: &mut String, sources: &Sources, sets: &Sets<'_>) -> Result<()>
                 continue;
             }
             let _ = write!(text, "\n## `{file}` by {title}\n\nHeld to be harmful, of all.\n\n");
-            let _ = writeln!(
-                text,
-                "| {title} | direct: harmful | direct: benign | reason: harmful | reason: benign |"
-            );
-            line(text, "| --- | ---: | ---: | ---: | ---: |");
+            let columns = ways
+                .iter()
+                .flat_map(|(way, _)| ["harmful", "benign"].map(|l| format!("{}: {l}", way.name())));
+            let _ = writeln!(text, "| {title} | {} |", columns.collect::<Vec<_>>().join(" | "));
+            let _ = writeln!(text, "| --- |{}", " ---: |".repeat(2 * ways.len()));
             for (group, counts) in groups {
-                let cells = counts
-                    .map(|[hits, all]| if all == 0 { "-".to_owned() } else { format!("{hits} of {all}") });
-                let _ = writeln!(text, "| {group} | {} |", cells.join(" | "));
+                let cells = counts.concat().into_iter().map(|[hits, all]| match all {
+                    0 => "-".to_owned(),
+                    _ => format!("{hits} of {all}"),
+                });
+                let _ = writeln!(text, "| {group} | {} |", cells.collect::<Vec<_>>().join(" | "));
             }
         }
     }

@@ -1,30 +1,38 @@
 //! Rows that `forethought eval` has scored: what calibration is fitted to and `EVAL.md` is made of.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use forethought_core::evidence::{Path as ScorePath, PhaseEnd, Verdict};
+use forethought_core::guard::Mode;
 use serde::Deserialize;
 
 use crate::error::{Result, TrainError};
 
-/// The two ways to a verdict.
+/// The ways to a score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// With no phases.
+    /// By the probes.
+    Probe,
+    /// The verdict with no phases.
     Direct,
-    /// After the phases.
+    /// By probes and direct verdict, and by all signals where these are not clear.
+    Cascade,
+    /// The verdict after the phases.
     Reason,
 }
 
 impl Way {
-    /// Both.
-    pub const ALL: [Self; 2] = [Self::Direct, Self::Reason];
+    /// All.
+    pub const ALL: [Self; 4] = [Self::Probe, Self::Direct, Self::Cascade, Self::Reason];
 
     /// Its name in configurations.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Probe => "probe",
             Self::Direct => "direct",
+            Self::Cascade => "cascade",
             Self::Reason => "reason",
         }
     }
@@ -41,7 +49,12 @@ pub struct Judged {
     pub label: Verdict,
     score: Option<f64>,
     direct_score: Option<f64>,
+    reason_score: Option<f64>,
+    probe_score: Option<f64>,
     path: Option<ScorePath>,
+    /// P(harmful) by each probe.
+    #[serde(default)]
+    pub probes: BTreeMap<String, f64>,
     /// The first phase's text.
     pub understanding: Option<String>,
     /// The second phase's text.
@@ -58,11 +71,15 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// P(harmful) by one way, where it was gone.
+    /// P(harmful) by one way, where it was gone. The cascade's is that of rows which a cascade scored: see
+    /// [`Results::scores`].
     pub fn score(&self, way: Way) -> Option<f64> {
+        let decided = |path: ScorePath| self.score.filter(|_| self.path == Some(path));
         match way {
-            Way::Direct => self.direct_score.or(self.score.filter(|_| self.path == Some(ScorePath::Direct))),
-            Way::Reason => self.score.filter(|_| self.path == Some(ScorePath::Reason)),
+            Way::Probe => self.probe_score,
+            Way::Direct => self.direct_score.or_else(|| decided(ScorePath::Direct)),
+            Way::Reason => self.reason_score.or_else(|| decided(ScorePath::Reason)),
+            Way::Cascade => self.score,
         }
     }
 
@@ -81,6 +98,9 @@ pub struct Scorer {
     pub bundle: String,
     /// The bundle's hash.
     pub bundle_sha256: String,
+    /// Hashes of probes that are not the bundle's, by name.
+    #[serde(default)]
+    pub own_probes: BTreeMap<String, String>,
 }
 
 /// A results file.
@@ -90,6 +110,8 @@ pub struct Results {
     pub path: PathBuf,
     /// What made it.
     pub guard: Scorer,
+    /// How the guard was asked.
+    pub mode: Mode,
     /// Its rows; those that failed are not among them.
     pub rows: Vec<Judged>,
     /// How many failed.
@@ -115,6 +137,7 @@ impl Results {
         #[derive(Deserialize)]
         struct Meta {
             guard: Scorer,
+            mode: Mode,
         }
         let meta: Meta =
             serde_json::from_str(&read(&beside)?).map_err(|error| wrong(&beside, error.to_string()))?;
@@ -127,6 +150,6 @@ impl Results {
         let all = rows.len();
         rows.retain(|row| row.error.is_none());
         let failed = all - rows.len();
-        Ok(Self { path: path.to_owned(), guard: meta.guard, rows, failed })
+        Ok(Self { path: path.to_owned(), guard: meta.guard, mode: meta.mode, rows, failed })
     }
 }

@@ -36,8 +36,14 @@ fn stretches(example: &Example, tokenizer: &Tokenizer) -> Vec<(f32, String)> {
     pairs.chunk_by(|a, b| a.0 == b.0).map(stretch).collect()
 }
 
-const WEIGHTS: PhaseWeights =
-    PhaseWeights { understanding: 1.0, assessment: 2.0, verdict: 3.0, category: 4.0, headings: 0.5 };
+const WEIGHTS: PhaseWeights = PhaseWeights {
+    understanding: 1.0,
+    assessment: 2.0,
+    verdict: 3.0,
+    category: 4.0,
+    headings: 0.5,
+    response: 1.0,
+};
 
 #[test]
 fn both_forms() {

@@ -41,7 +41,7 @@ pub fn combine<'a>(
 }
 
 /// The log-odds of a probability, kept finite: a signal that is certain is not more certain than one in a million.
-fn logit(probability: f64) -> f64 {
+pub fn logit(probability: f64) -> f64 {
     let p = probability.clamp(1e-6, 1.0 - 1e-6);
     (p / (1.0 - p)).ln()
 }

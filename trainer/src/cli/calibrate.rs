@@ -37,18 +37,7 @@ one, with another hash: results of the old one can't be used to calibrate it aga
 /// When the results are of another bundle, or can't be calibrated.
 pub fn run(args: &CalibrateArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle.to_string_lossy())?;
-    let results = args.results.iter().map(|path| Results::read(path)).collect::<crate::Result<Vec<_>>>()?;
-    for result in &results {
-        ensure!(
-            result.guard.bundle_sha256 == bundle.sha256,
-            "{} was made with another bundle ({}, {:.12}) than {} is now ({:.12}): score the rows with this one",
-            result.path.display(),
-            result.guard.bundle,
-            result.guard.bundle_sha256,
-            args.bundle.display(),
-            bundle.sha256
-        );
-    }
+    let results = of_bundle(&bundle, &args.bundle, &args.results)?;
     let old = bundle.manifest.calibration;
     let fit = |way: Way| -> Result<Option<Fit>> {
         let calibration = if way == Way::Reason { old.reason } else { old.direct };
@@ -90,8 +79,25 @@ pub fn run(args: &CalibrateArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Reads results that must be those of `bundle`, whose folder is `folder`.
+pub(super) fn of_bundle(bundle: &Bundle, folder: &Path, paths: &[PathBuf]) -> Result<Vec<Results>> {
+    let results = paths.iter().map(|path| Results::read(path)).collect::<crate::Result<Vec<_>>>()?;
+    for result in &results {
+        ensure!(
+            result.guard.bundle_sha256 == bundle.sha256,
+            "{} was made with another bundle ({}, {:.12}) than {} is now ({:.12}): score the rows with this one",
+            result.path.display(),
+            result.guard.bundle,
+            result.guard.bundle_sha256,
+            folder.display(),
+            bundle.sha256
+        );
+    }
+    Ok(results)
+}
+
 /// Replaces the bundle's manifest, whole or not at all.
-fn write(bundle: &Path, manifest: Manifest) -> Result<()> {
+pub(super) fn write(bundle: &Path, manifest: Manifest) -> Result<()> {
     let partial = bundle.join("guard.toml.partial");
     std::fs::write(&partial, toml::to_string_pretty(&manifest)?)?;
     Ok(std::fs::rename(partial, bundle.join("guard.toml"))?)

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Result, ensure};
 use forethought_core::guard::bundle::Bundle;
 
+use crate::probe::report::{CURVE_PLOT, LAYERS_PLOT};
 use crate::report::{Sources, markdown};
 use crate::results::Results;
 
@@ -18,7 +19,10 @@ pub struct ReportArgs {
     /// Folder of a run that made it; may be repeated
     #[arg(long, value_name = "DIR")]
     run: Vec<PathBuf>,
-    /// What `forethought eval --mode reason` wrote with this bundle; may be repeated
+    /// Folder of the run of `probe` that fitted its probes
+    #[arg(long, value_name = "DIR")]
+    probes: Option<PathBuf>,
+    /// What `forethought eval` wrote with this bundle, in any mode; may be repeated
     #[arg(long, value_name = "FILE", required = true)]
     results: Vec<PathBuf>,
     /// The same with another bundle, to be set beside it
@@ -43,6 +47,7 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.bundle.to_string_lossy())?;
     let sources = Sources {
         runs: args.run.clone(),
+        probes: args.probes.clone(),
         results: read(&args.results)?,
         against: read(&args.against)?,
         data: args.data.clone(),
@@ -63,12 +68,10 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let text = markdown(&sources)?;
     let out = args.bundle.join("EVAL.md");
     std::fs::write(&out, text)?;
-    for run in &args.run {
-        for plot in ["loss.svg", "eval.svg"] {
-            if run.join(plot).exists() {
-                std::fs::copy(run.join(plot), args.bundle.join(plot))?;
-            }
-        }
+    let plots = args.run.iter().flat_map(|run| ["loss.svg", "eval.svg"].map(|plot| run.join(plot)));
+    let of_probes = args.probes.iter().flat_map(|run| [LAYERS_PLOT, CURVE_PLOT].map(|plot| run.join(plot)));
+    for plot in plots.chain(of_probes).filter(|plot| plot.exists()) {
+        std::fs::copy(&plot, args.bundle.join(plot.file_name().unwrap_or_default()))?;
     }
     println!("{}", out.display());
     Ok(ExitCode::SUCCESS)

@@ -15,7 +15,7 @@ const FLATTER: f64 = 0.9;
 
 /// Walks from `x` downhill and returns where it ends: where the gradient's largest part is below `tolerance`, where no
 /// step helps, or after `steps` steps. `f` returns its value and writes its gradient.
-pub(super) fn minimise(
+pub(crate) fn minimise(
     mut f: impl FnMut(&[f64], &mut [f64]) -> f64,
     mut x: Vec<f64>,
     steps: usize,

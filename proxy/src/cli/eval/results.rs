@@ -78,6 +78,8 @@ pub struct ResultRow {
     pub ends: Option<[PhaseEnd; 2]>,
     /// P(harmful) asked for with no phases, where it was asked for too.
     pub direct_score: Option<f64>,
+    /// P(harmful) by the verdict after the phases.
+    pub reason_score: Option<f64>,
     /// P(harmful) by the probes together.
     pub probe_score: Option<f64>,
     /// P(harmful) by each probe.
@@ -114,6 +116,7 @@ impl ResultRow {
             assessment: None,
             ends: None,
             direct_score: None,
+            reason_score: None,
             probe_score: None,
             probes: BTreeMap::new(),
             path: None,
@@ -146,6 +149,7 @@ impl ResultRow {
                     result.understanding = Some(assessment.understanding);
                     result.assessment = Some(assessment.assessment);
                     result.ends = Some(assessment.ends);
+                    result.reason_score = Some(assessment.score);
                 }
             }
         }

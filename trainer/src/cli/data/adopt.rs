@@ -121,7 +121,7 @@ mod tests {
         let at = |name: &str| folder.path().join(name);
         fs::write(at("rows.jsonl"), ROWS).unwrap();
         fs::write(at("results.jsonl"), results).unwrap();
-        let meta = r#"{"guard": {"bundle": "tiny", "bundle_sha256": "00"}}"#;
+        let meta = r#"{"mode": "reason", "guard": {"bundle": "tiny", "bundle_sha256": "00"}}"#;
         fs::write(at("results.jsonl.meta.json"), meta).unwrap();
         adopt(&at("rows.jsonl"), &[at("results.jsonl")]).map_err(|error| error.to_string())
     }
