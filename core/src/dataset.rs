@@ -71,13 +71,26 @@ impl Dataset {
     /// # Errors
     /// Only if the file can't be read; rows that can't be used are in [`Self::bad`].
     pub fn read(path: &Path) -> Result<Self, DatasetError> {
+        Self::read_as(path, None)
+    }
+
+    /// Reads a file of JSON lines that are all of one `label`, if it is given: a row needs none then, and one with the other
+    /// is bad.
+    ///
+    /// # Errors
+    /// As for [`Self::read`].
+    pub fn read_as(path: &Path, label: Option<Verdict>) -> Result<Self, DatasetError> {
         let bytes =
             fs::read(path).map_err(|source| DatasetError { path: path.display().to_string(), source })?;
-        Ok(Self::from_bytes(&bytes))
+        Ok(Self::labelled(&bytes, label))
     }
 
     /// Reads JSON lines. Blank lines hold nothing and count for nothing; a byte order mark is passed over.
     pub fn from_bytes(bytes: &[u8]) -> Self {
+        Self::labelled(bytes, None)
+    }
+
+    fn labelled(bytes: &[u8], label: Option<Verdict>) -> Self {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let mut dataset = Self::default();
         let mut lines_by_id: HashMap<String, usize> = HashMap::new();
@@ -85,13 +98,14 @@ impl Dataset {
             if text.trim_ascii().is_empty() {
                 continue;
             }
-            let row = parse(line, text).and_then(|row| match lines_by_id.insert(row.id.clone(), line) {
-                Some(first) => {
-                    lines_by_id.insert(row.id, first);
-                    Err(format!("`id` is that of line {first}"))
-                }
-                None => Ok(row),
-            });
+            let row =
+                parse(line, text, label).and_then(|row| match lines_by_id.insert(row.id.clone(), line) {
+                    Some(first) => {
+                        lines_by_id.insert(row.id, first);
+                        Err(format!("`id` is that of line {first}"))
+                    }
+                    None => Ok(row),
+                });
             match row {
                 Ok(row) => dataset.rows.push(row),
                 Err(problem) => dataset.bad.push(BadRow { line, problem }),
@@ -102,7 +116,7 @@ impl Dataset {
 }
 
 /// Fields are taken by hand, for serde's own messages quote the values, and these are prompts.
-fn parse(line: usize, text: &[u8]) -> Result<Row, String> {
+fn parse(line: usize, text: &[u8], all: Option<Verdict>) -> Result<Row, String> {
     let text = str::from_utf8(text).map_err(|e| format!("not UTF-8 from byte {} on", e.valid_up_to()))?;
     let value = serde_json::from_str(text).map_err(|e| format!("not JSON (column {})", e.column()))?;
     let Value::Object(mut row) = value else {
@@ -123,8 +137,11 @@ fn parse(line: usize, text: &[u8]) -> Result<Row, String> {
         Some("harmful") => Verdict::Harmful,
         Some("benign") => Verdict::Benign,
         Some(_) => return Err("`label` is neither `harmful` nor `benign`".into()),
-        None => return Err("no `label`".into()),
+        None => all.ok_or("no `label`")?,
     };
+    if let Some(all) = all.filter(|all| *all != label) {
+        return Err(format!("`label` is {label}, and this file is to hold {all} rows only"));
+    }
     let mut filled = |key| Ok::<_, String>(take(&mut row, key)?.filter(|text| !text.is_empty()));
     Ok(Row {
         id,
@@ -196,6 +213,21 @@ mod tests {
         );
         check(br#"{"id": {}, "prompt": "x", "label": "benign"}"#, "`id` is neither text nor a number");
         check(br#"{"id": "a", "prompt": "x", "label": "benign"}"#, "`id` is that of line 1");
+    }
+
+    #[test]
+    fn a_file_of_one_label_needs_none() {
+        let text = concat!(
+            r#"{"prompt": "a"}"#,
+            "\n",
+            r#"{"prompt": "b", "label": "benign"}"#,
+            "\n",
+            r#"{"prompt": "c", "label": "harmful"}"#,
+        );
+        let data = Dataset::labelled(text.as_bytes(), Some(Verdict::Benign));
+        assert!(data.rows.len() == 2 && data.rows.iter().all(|row| row.label == Verdict::Benign));
+        let problem = "`label` is harmful, and this file is to hold benign rows only".to_owned();
+        assert_eq!(data.bad, [BadRow { line: 3, problem }]);
     }
 
     #[test]

@@ -40,6 +40,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All, from the cheapest on.
+    pub const ALL: [Self; 4] = [Self::Probe, Self::Direct, Self::Cascade, Self::Reason];
+
     /// The word for it in configurations and results.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -7,7 +7,7 @@ mod interval;
 
 use serde::{Deserialize, Serialize};
 
-pub use interval::{Bootstrap, Interval, binomial_interval};
+pub use interval::{Bootstrap, Interval, binomial_interval, binomial_upper_bound};
 
 use crate::evidence::Verdict;
 

@@ -4,10 +4,12 @@
 //! own work takes its guard, policy and output as arguments.
 
 pub mod bench;
+pub mod calibrate;
 pub mod check;
 pub mod config;
 pub mod demo;
 pub mod eval;
+mod html;
 pub mod model;
 pub mod models;
 mod progress;
@@ -64,6 +66,8 @@ enum Command {
     Demo(demo::DemoArgs),
     /// Score labelled prompts and measure how well the guard tells them apart
     Eval(eval::EvalArgs),
+    /// Set the threshold by your own traffic, with what it promises
+    Calibrate(calibrate::CalibrateArgs),
     /// Measure how fast this machine runs the guard
     Bench(bench::BenchArgs),
     /// Check, show or describe the configuration
@@ -96,6 +100,7 @@ fn run(config: &ConfigArgs, command: Command) -> Result<ExitCode> {
         Command::Check(args) => return check::run(&args, config),
         Command::Demo(args) => demo::run(&args, config)?,
         Command::Eval(args) => return eval::run(&args, config),
+        Command::Calibrate(args) => return calibrate::run(&args, config),
         Command::Bench(args) => bench::run(&args, config)?,
         Command::Config { command } => config::run(config, command, &mut io::stdout().lock())?,
         Command::Model(args) => return model::run(args),

@@ -37,7 +37,7 @@ fn data_file(dir: &Path, name: &str, rows: &[(&str, &str, &str)]) -> PathBuf {
 
 fn plan(dir: &TempDir, data: Vec<PathBuf>) -> Plan {
     Plan {
-        data,
+        data: data.into_iter().map(Into::into).collect(),
         limit: None,
         mode: Mode::Reason,
         out: dir.path().join("results.jsonl"),
@@ -159,7 +159,7 @@ async fn goes_on_where_it_stopped() {
 
     // Another file joins; rows that this run does not want stay.
     let more = data_file(dir.path(), "b.jsonl", &ROWS[..2]);
-    let report = run(&guard, &Plan { data: vec![more], ..plan.clone() }).await.unwrap();
+    let report = run(&guard, &Plan { data: vec![more.into()], ..plan.clone() }).await.unwrap();
     assert_eq!((report.total.scored, read(&plan.out).len()), (2, 8));
 }
 

@@ -89,8 +89,29 @@ pub struct DataConfig {
     pub forms: Vec<Form>,
     /// Every so many rows, one is held back from learning and scored instead.
     pub hold_out: Option<usize>,
+    /// Learn only some of the rows that are not held back.
+    pub part: Option<Part>,
     /// Weights of the parts of a response, instead of the run's.
     pub loss: Option<PhaseWeights>,
+}
+
+/// Every so many blocks of neighbouring rows, which are often contrast pairs and belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// Rows of a block.
+    pub block: usize,
+    /// One of this many blocks is taken.
+    pub of: usize,
+    /// Which, counted from 0.
+    pub take: usize,
+}
+
+impl Part {
+    /// Whether the row with this number, counted from 0 without those held back, is in it.
+    pub fn holds(self, row: usize) -> bool {
+        (row / self.block) % self.of == self.take
+    }
 }
 
 impl Default for DataConfig {
@@ -100,6 +121,7 @@ impl Default for DataConfig {
             weight: 1.0,
             forms: vec![Form::Full, Form::Direct],
             hold_out: None,
+            part: None,
             loss: None,
         }
     }
@@ -125,7 +147,7 @@ pub struct LoopConfig {
     pub clip: f64,
     /// Seed of the adapter's start and of the order of examples.
     pub seed: u64,
-    /// Checkpoint whose adapter the run begins with, instead of one that changes nothing.
+    /// Checkpoint or PEFT folder whose adapter the run begins with, instead of one that changes nothing.
     pub init: Option<PathBuf>,
     /// Examples with more tokens are left out, and named.
     pub max_tokens: usize,
@@ -222,6 +244,11 @@ impl SftConfig {
             (self.data.iter().all(|d| positive(d.weight)), "data.weight", "above 0"),
             (self.data.iter().all(|d| !d.forms.is_empty()), "data.forms", "`full`, `direct` or both"),
             (self.data.iter().all(|d| d.hold_out.is_none_or(|n| n > 1)), "data.hold_out", "2 or more"),
+            (
+                self.data.iter().filter_map(|d| d.part).all(|p| p.block > 0 && p.take < p.of),
+                "data.part",
+                "blocks of 1 row or more, and `take` below `of`",
+            ),
             (positive(rate), "train.rate", "above 0"),
             (batch > 0, "train.batch", "at least 1"),
             (self.train.steps.unwrap_or(self.train.epochs) > 0, "train.epochs", "at least 1"),
@@ -328,5 +355,6 @@ mod tests {
         check(DATA, &["train.rate"], "is not KEY=VALUE");
         check(DATA, &["base.device=tpu"], "unknown device");
         check(&format!("{DATA}weight = 0"), &[], "data.weight");
+        check(&format!("{DATA}part = {{ block = 9, of = 2, take = 2 }}"), &[], "data.part");
     }
 }

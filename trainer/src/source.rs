@@ -107,8 +107,9 @@ pub fn prepare(config: &SftConfig, renderer: &Renderer<'_>) -> Result<Prepared> 
         let mut read = read(data, config.train.skip_bad_rows, renderer)?;
         let draws = (read.items.len() as f64 * data.weight).round() as usize;
         prepared.sources.push(Source { items: std::mem::take(&mut read.items), draws });
-        if !read.held_out.is_empty() {
-            let name = format!("{} held out", name(&data.path));
+        let name = format!("{} held out", name(&data.path));
+        // A file may be named more than once, each time with other forms or weights; its rows are scored once.
+        if !read.held_out.is_empty() && held_out.iter().all(|set: &ScoredSet| set.name != name) {
             held_out.push(ScoredSet { name, rows: read.held_out });
         }
         prepared.reports.push(read.report);
@@ -146,7 +147,7 @@ fn read(data: &DataConfig, skip_bad_rows: bool, renderer: &Renderer<'_>) -> Resu
     rows.sort_by_key(|(line, _)| *line);
 
     let (mut items, mut held_out, mut too_long) = (Vec::new(), Vec::new(), Vec::new());
-    let (mut tokens, mut targets) = (0, 0);
+    let (mut tokens, mut targets, mut seen) = (0, 0, 0);
     for (index, (line, row)) in rows.into_iter().enumerate() {
         let row = row?;
         let longest = row.examples.iter().map(|example| example.tokens.len()).max().unwrap_or(0);
@@ -155,6 +156,10 @@ fn read(data: &DataConfig, skip_bad_rows: bool, renderer: &Renderer<'_>) -> Resu
         } else if data.hold_out.is_some_and(|every| (index + 1).is_multiple_of(every)) {
             held_out.push(row);
         } else {
+            seen += 1;
+            if data.part.is_some_and(|part| !part.holds(seen - 1)) {
+                continue;
+            }
             tokens += row.examples.iter().map(Example::positions).sum::<usize>();
             targets += row.examples.iter().map(Example::targets).sum::<usize>();
             items.push(row.examples);

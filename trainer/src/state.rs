@@ -6,6 +6,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 
+use half::{bf16, f16};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::{Deserialize, Serialize};
 
@@ -110,7 +111,11 @@ pub fn load_adapter(folder: &Path, dimensions: &Dimensions) -> Result<(Progress,
     Ok((progress, layout, values))
 }
 
-fn read_adapter(folder: &Path, layout: &Layout) -> Result<Vec<f32>> {
+/// Reads an adapter's factors out of a saved state or a PEFT folder, in f32, f16 or bf16.
+///
+/// # Errors
+/// When the file can't be read, or its tensors are not those of `layout`.
+pub fn read_adapter(folder: &Path, layout: &Layout) -> Result<Vec<f32>> {
     let mut values = vec![0.0; layout.len];
     let wanted = layout.factors.iter().map(|f| (f.name.as_str(), f.shape.to_vec(), f.range.clone()));
     read_tensors(&folder.join(ADAPTER_FILE), wanted, &mut values)?;
@@ -161,15 +166,26 @@ fn read_tensors<'a>(
     let mut count = 0;
     for (name, shape, range) in wanted {
         let tensor = tensors.tensor(name).map_err(|_| unfit(format!("it has no tensor `{name}`")))?;
-        if tensor.dtype() != Dtype::F32 || tensor.shape() != shape {
+        let (dtype, values) = (tensor.dtype(), &mut values[range]);
+        let is_float = matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16);
+        if !is_float || tensor.shape() != shape {
             return Err(unfit(format!(
-                "tensor `{name}` is {:?} {:?}, this run's is F32 {shape:?}",
-                tensor.dtype(),
+                "tensor `{name}` is {dtype:?} {:?}, this run's is F32 {shape:?}",
                 tensor.shape()
             )));
         }
-        for (value, bytes) in values[range].iter_mut().zip(tensor.data().as_chunks::<4>().0) {
-            *value = f32::from_le_bytes(*bytes);
+        let halves = || tensor.data().as_chunks::<2>().0.iter();
+        match dtype {
+            Dtype::F16 => {
+                values.iter_mut().zip(halves()).for_each(|(v, b)| *v = f16::from_le_bytes(*b).into())
+            }
+            Dtype::BF16 => {
+                values.iter_mut().zip(halves()).for_each(|(v, b)| *v = bf16::from_le_bytes(*b).into())
+            }
+            _ => {
+                let words = tensor.data().as_chunks::<4>().0;
+                values.iter_mut().zip(words).for_each(|(v, b)| *v = f32::from_le_bytes(*b));
+            }
         }
         count += 1;
     }

@@ -14,7 +14,7 @@ use crate::error::{Result, TrainError};
 use crate::model::FrozenModel;
 use crate::optim::{self, AdamConfig, AdamW};
 use crate::schedule::{Decay, Schedule};
-use crate::state::{Progress, State};
+use crate::state::{Progress, State, read_adapter};
 
 /// A run's settings; the defaults are R1-Act's (arXiv 2508.00324).
 #[derive(Clone, Debug, PartialEq)]
@@ -131,12 +131,12 @@ impl Trainer {
         Ok(Self { config, layout, engine, items, shuffle, schedule, state, grads })
     }
 
-    /// Begins with the adapter of a saved state, of whatever run, instead of one that changes nothing.
+    /// Begins with the adapter of a saved state, of whatever run, or of a PEFT folder, instead of one that changes nothing.
     ///
     /// # Errors
-    /// When the state can't be read or its adapter has another shape.
+    /// When it can't be read or has another shape.
     pub fn begin_with(&mut self, folder: &Path) -> Result<()> {
-        self.state.values = State::load(folder, &self.layout)?.values;
+        self.state.values = read_adapter(folder, &self.layout)?;
         Ok(())
     }
 

@@ -80,6 +80,16 @@ pub fn binomial_interval(hits: u64, trials: u64, level: f64) -> Option<Interval>
     Some(Interval { low, high })
 }
 
+/// The exact (Clopper-Pearson) upper bound of a share of which `hits` in `trials` were seen: with this `confidence` it is no
+/// higher. `None` as for [`binomial_interval`].
+pub fn binomial_upper_bound(hits: u64, trials: u64, confidence: f64) -> Option<f64> {
+    if trials == 0 || hits > trials || !(confidence > 0.0 && confidence < 1.0) {
+        return None;
+    }
+    let (k, n) = (hits as f64, trials as f64);
+    Some(if hits == trials { 1.0 } else { beta_quantile(k + 1.0, n - k, confidence) })
+}
+
 /// Where the beta distribution's cumulative probability reaches `p`, by bisection: statrs' own inverse is off for
 /// small shares of millions.
 fn beta_quantile(a: f64, b: f64, p: f64) -> f64 {
@@ -116,6 +126,19 @@ mod tests {
         check(30, 100_000, 0.00020241760578305196, 0.00042824118644745957);
         check(0, 3_000_000, 0.0, 1.2296257287143092e-06);
         check(2_999_999, 3_000_000, 0.9999981427869514, 0.9999999915607307);
+    }
+
+    #[test]
+    fn one_sided_bounds() {
+        // The two-sided interval's end leaves half of what it leaves out.
+        for (hits, trials) in [(0, 10), (3, 10), (30, 100_000)] {
+            let two_sided = binomial_interval(hits, trials, 0.9).unwrap().high;
+            assert_eq!(binomial_upper_bound(hits, trials, 0.95), Some(two_sided));
+        }
+        // Of one trial without a hit: the share p for which (1 - p) is 0.3.
+        assert!((binomial_upper_bound(0, 1, 0.7).unwrap() - 0.7).abs() < 1e-12);
+        assert_eq!(binomial_upper_bound(2, 2, 0.5), Some(1.0));
+        assert_eq!(binomial_upper_bound(0, 0, 0.5), None);
     }
 
     #[test]

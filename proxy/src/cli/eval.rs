@@ -1,14 +1,16 @@
 //! `forethought eval`: scores labelled prompts and says how well the guard tells harmful from benign.
 //!
-//! Read in this order: [`evaluate`] (the run), [`results`] (the file that it can go on from), [`report`] (the numbers).
+//! Read in this order: [`evaluate`] (the run), [`results`] (the file that it can go on from), [`report`] (the numbers),
+//! `page` (the same as a page, for one mode or several).
 
+mod page;
 pub mod report;
 pub mod results;
 
 use std::{
     collections::HashMap,
     io::{self, Write as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
     pin::pin,
     process::ExitCode,
     sync::Arc,
@@ -18,6 +20,7 @@ use anyhow::{Result, bail, ensure};
 use clap::Args;
 use forethought_core::{
     dataset::{Dataset, Row},
+    evidence::Verdict,
     guard::{Guard, GuardError, Mode, Options},
 };
 use futures_util::{StreamExt as _, stream::FuturesUnordered};
@@ -50,10 +53,14 @@ pub struct EvalArgs {
     /// Take only this many rows of each file, evenly spread over it
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
-    /// `reason` writes the two phases before the verdict, `direct` asks for it at once, `probe` reads the hidden states, and
-    /// `cascade` does that and reasons where it is not clear
-    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct", "probe", "cascade"])]
+    /// `reason` writes the two phases before the verdict, `direct` asks for it at once, `probe` reads the hidden states,
+    /// `cascade` does that and reasons where it is not clear; `all` runs one after the other, each with a file of its own
+    /// (`results.probe.jsonl` ...), and sets them side by side
+    #[arg(long, value_name = "MODE", value_parser = ["reason", "direct", "probe", "cascade", ALL])]
     pub mode: Option<String>,
+    /// Write a page with curves, tables and the worst mistakes; it holds prompts
+    #[arg(long, value_name = "FILE.html")]
+    pub report: Option<PathBuf>,
     /// Score from which on a row counts as harmful
     #[arg(long, value_name = "SCORE", allow_negative_numbers = true)]
     pub threshold: Option<f64>,
@@ -65,13 +72,18 @@ pub struct EvalArgs {
     pub json: bool,
 }
 
+/// The value of `--mode` for each after the other.
+const ALL: &str = "all";
+
 const HELP: &str = "\
 Exit codes: 0 all rows are scored, 1 the run failed, 2 wrong flags, 4 rows failed or were not usable (they are named, and
 left out of the numbers), 130 interrupted. The same command goes on where a run ended, and tries failed rows again.";
 
 impl EvalArgs {
     fn flags(&self) -> impl Iterator<Item = Flag> {
-        let mode = self.mode.as_ref().map(|mode| flag("--mode", "guard.mode", mode));
+        // All modes need what the cascade needs.
+        let mode = self.mode.as_deref().map(|mode| if mode == ALL { Mode::Cascade.as_str() } else { mode });
+        let mode = mode.map(|mode| flag("--mode", "guard.mode", mode));
         let threshold = self.threshold.map(|score| flag("--threshold", "policy.threshold", score));
         mode.into_iter().chain(threshold)
     }
@@ -91,7 +103,7 @@ pub fn run(args: &EvalArgs, config: &ConfigArgs) -> Result<ExitCode> {
         guard.batch + guard.queue
     );
     let plan = Plan {
-        data: args.data.clone(),
+        data: args.data.iter().cloned().map(Into::into).collect(),
         limit: args.limit,
         mode: guard.mode,
         out: args.out.clone(),
@@ -99,30 +111,68 @@ pub fn run(args: &EvalArgs, config: &ConfigArgs) -> Result<ExitCode> {
         concurrency,
         settings: models::finding_settings(guard),
     };
+    let all = args.mode.as_deref() == Some(ALL);
+    let plans: Vec<Plan> = if all { Mode::ALL.map(|mode| plan.in_mode(mode)).into() } else { vec![plan] };
     let guard = models::load_guard(guard)?.guard;
-    let report = runtime()?.block_on(async {
+    let reports = runtime()?.block_on(async {
         let mut signals = Signals::new()?;
-        evaluate(guard, &plan, signals.next()).await
+        let mut reports = Vec::new();
+        for plan in &plans {
+            let report = evaluate(guard.clone(), plan, signals.next()).await?;
+            let interrupted = report.interrupted;
+            reports.push(report);
+            if interrupted {
+                break;
+            }
+        }
+        anyhow::Ok(reports)
     })?;
-    if args.json {
-        print_json(&report)?;
-    } else {
-        write!(io::stdout().lock(), "{}", report.table())?;
+    if let Some(path) = &args.report {
+        write_page(path, &guard.version().bundle, &plans[..reports.len()])?;
     }
-    Ok(if report.interrupted {
+    match (&reports[..], args.json) {
+        ([report], true) if !all => print_json(report)?,
+        (reports, true) => print_json(&reports)?,
+        (reports, false) => {
+            let tables: Vec<String> = reports.iter().map(Report::table).collect();
+            let mut out = io::stdout().lock();
+            write!(out, "{}", tables.join("\n"))?;
+            if all {
+                write!(out, "\n{}", report::side_by_side(reports))?;
+            }
+        }
+    }
+    Ok(if reports.iter().any(|report| report.interrupted) {
         INTERRUPTED.into()
-    } else if !report.is_complete() {
+    } else if !reports.iter().all(Report::is_complete) {
         INCOMPLETE.into()
     } else {
         ExitCode::SUCCESS
     })
 }
 
+/// Writes the page of plans that were run.
+fn write_page(path: &Path, guard: &str, plans: &[Plan]) -> Result<()> {
+    let Some(first) = plans.first() else { return Ok(()) };
+    let sources = read_sources(first)?;
+    let fingerprints: HashMap<Key, String> = sources.iter().flat_map(Source::fingerprints).collect();
+    let read = |plan: &Plan| -> Result<page::ModeRows> {
+        let rows = results::read(&plan.out)?.into_iter();
+        let wanted = |row: &ResultRow| {
+            let key = (row.file.clone(), row.id.clone());
+            fingerprints.get(&key) == Some(&row.fingerprint) && row.score.is_some()
+        };
+        Ok(page::ModeRows { mode: plan.mode, rows: rows.filter(wanted).collect() })
+    };
+    let modes = plans.iter().map(read).collect::<Result<Vec<_>>>()?;
+    page::write(path, guard, first.threshold, &modes, &sources)
+}
+
 /// What to evaluate, and how.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Files of labelled prompts.
-    pub data: Vec<PathBuf>,
+    /// Files of prompts.
+    pub data: Vec<DataFile>,
     /// Rows taken of each file, evenly spread over it; all where it is not set.
     pub limit: Option<usize>,
     /// How the guard is asked.
@@ -135,6 +185,32 @@ pub struct Plan {
     pub concurrency: usize,
     /// Settings that change what the guard finds; kept beside the results.
     pub settings: Value,
+}
+
+/// A file of prompts.
+#[derive(Clone, Debug)]
+pub struct DataFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// The label of all its rows, which then need none of their own.
+    pub label: Option<Verdict>,
+}
+
+impl From<PathBuf> for DataFile {
+    /// A file whose rows have labels.
+    fn from(path: PathBuf) -> Self {
+        Self { path, label: None }
+    }
+}
+
+impl Plan {
+    /// The same rows in `mode`, with results of their own: `results.jsonl` becomes `results.MODE.jsonl`.
+    fn in_mode(&self, mode: Mode) -> Self {
+        let extension =
+            self.out.extension().map_or_else(String::new, |e| format!(".{}", e.to_string_lossy()));
+        let out = self.out.with_extension(format!("{}{extension}", mode.as_str()));
+        Self { mode, out, ..self.clone() }
+    }
 }
 
 /// Runs `plan`, from where an earlier run ended. Ends early, with what there is, when `stop` does.
@@ -234,8 +310,8 @@ impl Source {
 fn read_sources(plan: &Plan) -> Result<Vec<Source>> {
     let mut paths_by_name: HashMap<String, String> = HashMap::new();
     let mut sources = Vec::new();
-    for path in &plan.data {
-        let mut dataset = Dataset::read(path)?;
+    for DataFile { path, label } in &plan.data {
+        let mut dataset = Dataset::read_as(path, *label)?;
         if let Some(limit) = plan.limit {
             spread(&mut dataset.rows, limit);
         }

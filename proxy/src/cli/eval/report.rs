@@ -227,6 +227,27 @@ impl Report {
     }
 }
 
+/// All rows together, a line for each of several modes.
+pub(super) fn side_by_side(reports: &[Report]) -> String {
+    let mut text = format!("{:8} {:>6} {:>9}", "mode", "n", "reasoned");
+    for column in ["recall", "FPR", "precision", "F1", "AUROC"] {
+        let _ = write!(text, " {column:>9}");
+    }
+    let _ = writeln!(text, " {:>8} {:>8}", "p50 ms", "p95 ms");
+    for Report { mode, total, .. } in reports {
+        let share = 100.0 * total.reasoned as f64 / total.scored.max(1) as f64;
+        let _ = write!(text, "{:8} {:>6} {share:>8.1}%", mode.as_str(), total.scored);
+        for value in [total.recall, total.false_positive_rate, total.precision, total.f1, total.auroc] {
+            let _ = write!(text, " {:>9}", or_dash(value.map(|m| format!("{:.3}", m.value))));
+        }
+        for ms in [total.p50_ms, total.p95_ms] {
+            let _ = write!(text, " {:>8}", or_dash(ms.map(|ms| format!("{ms:.0}"))));
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn rows(count: usize) -> String {
     format!("{count} row{}", if count == 1 { "" } else { "s" })
 }

@@ -248,6 +248,18 @@ impl ResultsFile {
     }
 }
 
+/// The rows of a results file.
+pub(in crate::cli) fn read(path: &Path) -> anyhow::Result<Vec<ResultRow>> {
+    let text = fs::read_to_string(path).with_context(|| format!("can't read {}", path.display()))?;
+    let lines = (1..).zip(text.split('\n')).filter(|(_, line)| !line.is_empty());
+    lines
+        .map(|(number, line)| {
+            let row = serde_json::from_str(line);
+            row.map_err(|_| anyhow::anyhow!("{}:{number} is not a row of results", path.display()))
+        })
+        .collect()
+}
+
 /// Opens, locks, and writes or compares the sidecar.
 fn open_meta(results: &Path, meta: &Meta, is_new: bool) -> anyhow::Result<File> {
     let path = with_suffix(results, ".meta.json");
