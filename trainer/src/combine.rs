@@ -52,17 +52,33 @@ impl Fit {
     }
 }
 
-/// Fits a combination of the signals `names` to the rows that have all of them.
+/// Fits a combination of the signals `names` to the rows that have all of them. A signal whose weight would be below zero is
+/// left out: what says harmful must never make a conversation look more benign.
 ///
 /// # Errors
-/// When those rows lack one label, in all or in what is left without one of the folds.
+/// When those rows lack one label, in all or in what is left without one of the folds, or no signal goes with harm.
 pub fn fit(rows: &[Signals], names: &[String]) -> Result<Fit> {
-    let row = |row: &Signals| {
-        let logits: Option<Vec<f64>> =
-            names.iter().map(|name| row.scores.get(name).map(|s| logit(*s))).collect();
-        Some((logits?, row.label))
-    };
-    let rows: Vec<(Vec<f64>, Verdict)> = rows.iter().filter_map(row).collect();
+    let whole: Vec<&Signals> =
+        rows.iter().filter(|row| names.iter().all(|name| row.scores.contains_key(name))).collect();
+    let mut names = names.to_vec();
+    loop {
+        let logits = |row: &&Signals| {
+            let of = |name: &String| row.scores.get(name).map_or(0.0, |score| logit(*score));
+            (names.iter().map(of).collect(), row.label)
+        };
+        let rows: Vec<(Vec<f64>, Verdict)> = whole.iter().map(logits).collect();
+        let combination = solve(&rows, &names)?;
+        let lowest = combination.weights.iter().min_by(|a, b| a.1.total_cmp(b.1));
+        match lowest {
+            Some((name, weight)) if *weight < 0.0 => names.retain(|other| other != name),
+            Some(_) => return judged(combination, &rows, &names),
+            None => return Err(TrainError::Calibration("no signal goes with harm".into())),
+        }
+    }
+}
+
+/// What a combination fitted to all `rows` is worth on each tenth of them when it is fitted to the others.
+fn judged(combination: Combination, rows: &[(Vec<f64>, Verdict)], names: &[String]) -> Result<Fit> {
     let undefined = || TrainError::Calibration("rows of both labels are needed".into());
     let auroc = |pairs: &[(f64, Verdict)]| -> Result<f64> {
         Scored::new(pairs.iter().copied())?.auroc().ok_or_else(undefined)
@@ -83,7 +99,7 @@ pub fn fit(rows: &[Signals], names: &[String]) -> Result<Fit> {
         }
     }
     Ok(Fit {
-        combination: solve(&rows, names)?,
+        combination,
         rows: rows.len(),
         auroc: auroc(&scores)?,
         best: best.ok_or_else(|| TrainError::Calibration("there are no signals".into()))?,
@@ -184,8 +200,21 @@ mod tests {
     #[test]
     fn noise_adds_nothing() {
         let fit = fit(&rows(), &names(&["a", "c"])).unwrap();
-        assert!(fit.combination.weights["c"].abs() < 0.15, "{:?}", fit.combination);
+        assert!(fit.combination.weights.get("c").is_none_or(|w| *w < 0.15), "{:?}", fit.combination);
         assert!((fit.auroc - fit.best.1).abs() < 0.01, "{:?}", fit.combination);
+    }
+
+    #[test]
+    fn what_says_harmful_never_counts_as_benign() {
+        let mut rows = rows();
+        for row in &mut rows {
+            let turned = row.scores["b"];
+            row.scores.insert("b".into(), 1.0 - turned);
+        }
+        let fit = fit(&rows, &names(&["a", "b"])).unwrap();
+        assert_eq!(fit.combination.weights.keys().collect::<Vec<_>>(), ["a"]);
+        rows.iter_mut().for_each(|row| _ = row.scores.remove("a"));
+        assert!(super::fit(&rows, &names(&["b"])).unwrap_err().to_string().contains("no signal"));
     }
 
     #[test]

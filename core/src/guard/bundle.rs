@@ -38,12 +38,12 @@ pub struct Manifest {
     /// Folder of a PEFT adapter, inside the bundle.
     pub adapter: Option<PathBuf>,
     /// Probes of its hidden states.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub probes: Vec<ProbeFile>,
     /// What the cascade takes for clear, where the configuration does not say.
     pub cascade: Option<Band>,
     /// How several signals make one score, by the signals that there are.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub combine: Vec<Combination>,
 }
 
@@ -229,6 +229,9 @@ const BUILTIN: [Builtin; 2] = [
                 "adapter/adapter_model.safetensors",
                 include_bytes!("../../bundles/default/adapter/adapter_model.safetensors"),
             ),
+            ("probes/last-19.onnx", include_bytes!("../../bundles/default/probes/last-19.onnx")),
+            ("probes/mean-8-mlp.onnx", include_bytes!("../../bundles/default/probes/mean-8-mlp.onnx")),
+            ("probes/last-30.onnx", include_bytes!("../../bundles/default/probes/last-30.onnx")),
         ],
     },
     Builtin { name: "base", manifest: include_str!("../../bundles/base/guard.toml"), files: &[] },

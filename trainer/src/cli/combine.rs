@@ -37,8 +37,8 @@ pub struct CombineArgs {
 }
 
 const HELP: &str = "\
-Combined are the probes, then these with the direct verdict, then with the verdict after the phases too. Scores are those
-of ten folds, each scored by a fit to the other nine; a combination that ranks no better by them than its best signal alone
+Combined are the probes, then these with the direct verdict, then with the verdict after the phases too; a signal whose
+weight would be below zero is left out. Scores are those of ten folds, each scored by a fit to the other nine; a combination that ranks no better by them than its best signal alone
 is left out. With --write the bundle is another one, with another hash.";
 
 /// Runs `combine`.
@@ -61,11 +61,15 @@ pub fn run(args: &CombineArgs) -> Result<ExitCode> {
         probes.iter().map(|&name| name.clone()).chain(more.iter().map(|&name| name.to_owned())).collect()
     };
     let sets = [with(&[]), with(&[DIRECT]), with(&[DIRECT, REASON])];
-    let fits: Vec<Fit> = sets
-        .iter()
-        .filter(|names| names.len() > 1)
-        .map(|names| combine::fit(&rows, names))
-        .collect::<crate::Result<_>>()?;
+    let mut fits: Vec<Fit> = Vec::new();
+    for names in sets.iter().filter(|names| names.len() > 1) {
+        let fit = combine::fit(&rows, names)?;
+        let signals = |fit: &Fit| -> Vec<String> { fit.combination.weights.keys().cloned().collect() };
+        // A verdict that adds nothing is not in it, and leaves what was there before.
+        if fit.combination.weights.len() > 1 && fits.iter().all(|other| signals(other) != signals(&fit)) {
+            fits.push(fit);
+        }
+    }
     // The cascade goes by what is known before the phases.
     let early = fits.iter().rfind(|fit| fit.is_better() && !fit.combination.weights.contains_key(REASON));
     let band = early.map(|fit| combine::band(&fit.scores, args.missed, args.flagged));
