@@ -1,10 +1,13 @@
 //! Policies decide on evidence. Pure: no I/O, no clock, no locks.
 
-use std::collections::BTreeMap;
+mod builtin;
+
+use std::{fmt, sync::Arc, time::Instant};
 
 use serde::{Deserialize, Serialize};
 
-use crate::evidence::{Evidence, Hazard};
+pub use self::builtin::{RefuseDisagreement, Thresholds, disagreement};
+use crate::{conversation::Conversation, evidence::Evidence};
 
 /// What is to be done with a request.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -17,6 +20,21 @@ pub enum Decision {
         /// The text the caller gets.
         message: String,
     },
+    /// Forward it with other text in it.
+    Rewrite {
+        /// What becomes other text.
+        edits: Vec<Edit>,
+    },
+    /// Forward it with a note to the upstream's model.
+    Annotate {
+        /// The note.
+        text: String,
+    },
+    /// Forward it to another upstream.
+    Redirect {
+        /// The upstream's name in the configuration.
+        upstream: String,
+    },
 }
 
 impl Decision {
@@ -25,17 +43,144 @@ impl Decision {
         match self {
             Self::Allow => "allow",
             Self::Refuse { .. } => "refuse",
+            Self::Rewrite { .. } => "rewrite",
+            Self::Annotate { .. } => "annotate",
+            Self::Redirect { .. } => "redirect",
         }
     }
 }
 
-/// What a policy may know of a request beside the evidence.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// New text for one part of a conversation.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Edit {
+    /// The message's index in [`Conversation::messages`].
+    pub message: usize,
+    /// The part's index in the message.
+    pub part: usize,
+    /// The new text.
+    pub text: String,
+}
+
+impl fmt::Debug for Edit {
+    /// Leaves the text out: it may quote the prompt.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Edit({}.{}: {} bytes)", self.message, self.part, self.text.len())
+    }
+}
+
+/// What a policy may know of a request beside its conversation and the evidence.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct RequestFacts {
     /// The model the caller asked for.
     pub model: String,
     /// The request's path, such as `/v1/chat/completions`.
     pub path: String,
+    /// The wire format, such as `openai-chat`.
+    pub api: String,
+    /// Whether the answer is to be streamed.
+    pub stream: bool,
+    /// Who asks, where the operator named a header that tells.
+    pub tenant: Option<String>,
+    /// The languages that the caller prefers, best first, in lower case.
+    pub languages: Vec<String>,
+}
+
+/// What a probe says after one token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenScore {
+    /// The token's text.
+    pub token: String,
+    /// P(harmful) at this token, in `[0, 1]`.
+    pub score: f64,
+}
+
+/// What the program holds and a policy seldom needs; it is brought when a policy asks.
+pub trait LazyFacts: Send + Sync {
+    /// What the probe of this name says after every token, or `None` where that is not held. It should be there by
+    /// `deadline`; nobody waits for it longer.
+    fn probe_trace(&self, probe: &str, deadline: Instant) -> Option<Vec<TokenScore>>;
+}
+
+/// All that a policy decides on.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    /// The request.
+    pub facts: &'a RequestFacts,
+    /// What it says.
+    pub conversation: &'a Conversation,
+    /// What the guard found.
+    pub evidence: &'a Evidence,
+    /// What is brought when asked for.
+    pub lazy: Option<&'a Arc<dyn LazyFacts>>,
+}
+
+/// What a policy says of a request.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Said {
+    /// The decision, or `None` to leave it to the next policy in the chain.
+    pub decision: Option<Decision>,
+    /// The rule behind it, for people: holds names and numbers, never prompt text.
+    pub reason: String,
+    /// Words to mark the request with.
+    pub flags: Vec<String>,
+}
+
+impl Said {
+    /// No opinion.
+    pub fn pass() -> Self {
+        Self::default()
+    }
+
+    /// A decision by a rule.
+    pub fn decided(decision: Decision, reason: impl Into<String>) -> Self {
+        Self { decision: Some(decision), reason: reason.into(), flags: vec![] }
+    }
+}
+
+/// What an earlier policy of the chain, which passed, made of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opinion {
+    /// The policy's name.
+    pub policy: String,
+    /// What it marked the request with.
+    pub flags: Vec<String>,
+    /// Whether it failed, and its failures let requests by.
+    pub failed: bool,
+}
+
+/// Which policy took part, for audit records.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PolicyVersion {
+    /// Its name in the configuration.
+    pub name: String,
+    /// Its version, as it says itself.
+    pub version: String,
+    /// sha256 of its file, hexadecimal.
+    pub sha256: String,
+}
+
+/// A policy that could not decide.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the policy `{policy}` failed: {message}")]
+pub struct PolicyFailure {
+    /// The policy's name.
+    pub policy: String,
+    /// What happened, in a word for programs: `deadline`, `memory`, ...
+    pub kind: &'static str,
+    /// What happened, for people: never prompt text.
+    pub message: String,
+}
+
+/// What becomes of a request that a policy fails on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnPolicyFailure {
+    /// The whole chain fails.
+    #[default]
+    Closed,
+    /// The policy is taken to pass, and the request is marked.
+    Open,
 }
 
 /// A decision and who made it.
@@ -47,6 +192,8 @@ pub struct Ruling {
     pub by: String,
     /// The rule that decided, for people: holds names and numbers, never prompt text.
     pub reason: String,
+    /// What policies marked the request with, `failed:NAME` for those that failed included.
+    pub flags: Vec<String>,
 }
 
 /// Decides on evidence, or passes.
@@ -54,181 +201,141 @@ pub trait Policy: Send + Sync {
     /// The name that audit records show.
     fn name(&self) -> &str;
 
-    /// The decision and the rule behind it, or `None` to leave it to the next policy in the chain.
-    fn decide(&self, request: &RequestFacts, evidence: &Evidence) -> Option<(Decision, String)>;
+    /// What it says of a request. `so_far` holds what earlier policies of the chain said.
+    ///
+    /// # Errors
+    /// If it can't decide.
+    fn decide(&self, case: &Case<'_>, so_far: &[Opinion]) -> Result<Said, PolicyFailure>;
+
+    /// What becomes of a request that it fails on.
+    fn on_failure(&self) -> OnPolicyFailure {
+        OnPolicyFailure::Closed
+    }
+
+    /// Its version, where that is not the program's own.
+    fn version(&self) -> Option<PolicyVersion> {
+        None
+    }
 }
 
 /// Policies in order: the first that does not pass decides, and [`Thresholds`] come last.
 pub struct PolicyChain {
     policies: Vec<Box<dyn Policy>>,
     thresholds: Thresholds,
+    versions: Arc<[PolicyVersion]>,
 }
 
 impl PolicyChain {
     /// A chain of `policies`, ended by `thresholds`.
     pub fn new(policies: Vec<Box<dyn Policy>>, thresholds: Thresholds) -> Self {
-        Self { policies, thresholds }
+        let versions = policies.iter().filter_map(|policy| policy.version()).collect();
+        Self { policies, thresholds, versions }
     }
 
-    /// The chain's decision.
-    pub fn decide(&self, request: &RequestFacts, evidence: &Evidence) -> Ruling {
+    /// The versions of the policies that are not the program's own, in order.
+    pub fn versions(&self) -> &Arc<[PolicyVersion]> {
+        &self.versions
+    }
+
+    /// The chain's decision. It may take as long as the deadlines of its plugins together: run it where that is no harm.
+    ///
+    /// # Errors
+    /// If a policy fails whose failures are not to be passed over.
+    pub fn decide(&self, case: &Case<'_>) -> Result<Ruling, PolicyFailure> {
+        let mut so_far: Vec<Opinion> = Vec::new();
+        let mut flags = Vec::new();
         for policy in &self.policies {
-            if let Some((decision, reason)) = policy.decide(request, evidence) {
-                return Ruling { decision, by: policy.name().to_owned(), reason };
+            let by = policy.name().to_owned();
+            match policy.decide(case, &so_far) {
+                Ok(said) => {
+                    flags.extend(said.flags.iter().cloned());
+                    if let Some(decision) = said.decision {
+                        return Ok(Ruling { decision, by, reason: said.reason, flags });
+                    }
+                    so_far.push(Opinion { policy: by, flags: said.flags, failed: false });
+                }
+                Err(failure) => match policy.on_failure() {
+                    OnPolicyFailure::Closed => return Err(failure),
+                    OnPolicyFailure::Open => {
+                        flags.push(format!("failed:{by}"));
+                        so_far.push(Opinion { policy: by, flags: vec![], failed: true });
+                    }
+                },
             }
         }
-        let (decision, reason) = self.thresholds.apply(evidence);
-        Ruling { decision, by: Thresholds::NAME.to_owned(), reason }
-    }
-}
-
-/// How far apart probes and verdict are, if that is at least `gap`, either way: see [`Evidence::activation_gap`].
-pub fn disagreement(evidence: &Evidence, gap: f64) -> Option<f64> {
-    evidence.activation_gap().filter(|found| found.abs() >= gap)
-}
-
-/// A built-in policy: refuse where the probes and the verdict say different things.
-#[derive(Clone, Debug, PartialEq)]
-pub struct RefuseDisagreement {
-    /// How far they must be apart for that.
-    pub gap: f64,
-    /// The refusal's text.
-    pub message: String,
-}
-
-impl Policy for RefuseDisagreement {
-    fn name(&self) -> &str {
-        "disagreement"
-    }
-
-    fn decide(&self, _: &RequestFacts, evidence: &Evidence) -> Option<(Decision, String)> {
-        let found = disagreement(evidence, self.gap)?;
-        let message = self.message.clone();
-        let reason = format!("probes and verdict are {found:+.3} apart, at least {}", self.gap);
-        Some((Decision::Refuse { message }, reason))
-    }
-}
-
-/// The built-in policy that ends every chain: refuse from a score on.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Thresholds {
-    /// Refuse where the score is at least this. Above 1 nothing is refused.
-    pub score: f64,
-    /// Thresholds of single hazards, in place of [`Self::score`].
-    pub hazards: BTreeMap<Hazard, f64>,
-    /// The refusal's text.
-    pub message: String,
-}
-
-impl Thresholds {
-    const NAME: &'static str = "thresholds";
-
-    fn apply(&self, evidence: &Evidence) -> (Decision, String) {
-        let hazard = evidence.hazard.as_ref();
-        let own = hazard.and_then(|h| self.hazards.get(h));
-        let threshold = own.copied().unwrap_or(self.score);
-        let name = match (hazard, own) {
-            (Some(hazard), Some(_)) => format!("threshold for {hazard}"),
-            _ => "threshold".to_owned(),
-        };
-        let score = evidence.score;
-        // A score that is not a number compares false: written this way round, it refuses.
-        if score < threshold {
-            (Decision::Allow, format!("score {score:.3} below the {name} {threshold}"))
-        } else {
-            let message = self.message.clone();
-            (Decision::Refuse { message }, format!("score {score:.3} at or above the {name} {threshold}"))
-        }
+        let (decision, reason) = self.thresholds.apply(case.evidence);
+        Ok(Ruling { decision, by: Thresholds::NAME.to_owned(), reason, flags })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::evidence::{Assessment, Coverage, GuardVersion, Path, PhaseEnd, Timings};
 
-    fn evidence(score: f64, hazard: Option<&str>) -> Evidence {
-        Evidence {
-            score,
-            path: Path::Reason,
-            hazard: hazard.map(Hazard::new),
-            assessment: None,
-            direct_score: None,
-            probe_score: None,
-            combined_score: None,
-            probes: vec![],
-            coverage: Coverage::default(),
-            timings: Timings::default(),
-            guard: GuardVersion::default(),
+    struct Fixed(&'static str, OnPolicyFailure, fn(&[Opinion]) -> Result<Said, &'static str>);
+
+    impl Policy for Fixed {
+        fn name(&self) -> &str {
+            self.0
+        }
+        fn decide(&self, _: &Case<'_>, so_far: &[Opinion]) -> Result<Said, PolicyFailure> {
+            self.2(so_far).map_err(|message| PolicyFailure {
+                policy: self.0.to_owned(),
+                kind: "trap",
+                message: message.to_owned(),
+            })
+        }
+        fn on_failure(&self) -> OnPolicyFailure {
+            self.1
         }
     }
 
-    fn thresholds() -> Thresholds {
-        Thresholds {
-            score: 0.5,
-            hazards: BTreeMap::from([(Hazard::new("self-harm"), 0.2), (Hazard::new("cyber"), 0.9)]),
-            message: "no".into(),
-        }
-    }
-
-    #[test]
-    fn thresholds_by_hazard() {
-        fn check(score: f64, hazard: Option<&str>, expected: &str) {
-            let ruling = PolicyChain::new(vec![], thresholds())
-                .decide(&RequestFacts::default(), &evidence(score, hazard));
-            assert_eq!(ruling.decision.as_str(), expected, "{score} {hazard:?}: {}", ruling.reason);
-        }
-        check(0.49, None, "allow");
-        check(0.5, None, "refuse");
-        check(0.3, Some("self-harm"), "refuse");
-        check(0.1, Some("self-harm"), "allow");
-        check(0.8, Some("cyber"), "allow");
-        check(0.8, Some("hate"), "refuse");
-        check(f64::NAN, None, "refuse");
-    }
-
-    #[test]
-    fn disagreement_is_refused() {
-        fn check(probe: Option<f64>, direct: Option<f64>, reasoned: Option<f64>, expected: &str) {
-            let assessment = reasoned.map(|score| Assessment {
-                understanding: String::new(),
-                assessment: String::new(),
-                ends: [PhaseEnd::Complete; 2],
-                score,
-            });
-            let found =
-                Evidence { probe_score: probe, direct_score: direct, assessment, ..evidence(0.1, None) };
-            let rule = RefuseDisagreement { gap: 0.5, message: "no".into() };
-            let chain = PolicyChain::new(vec![Box::new(rule)], thresholds());
-            let ruling = chain.decide(&RequestFacts::default(), &found);
-            assert_eq!(ruling.decision.as_str(), expected, "{probe:?} {direct:?} {reasoned:?}");
-        }
-        check(Some(0.75), Some(0.25), None, "refuse");
-        check(Some(0.25), Some(0.75), None, "refuse");
-        check(Some(0.74), Some(0.25), None, "allow");
-        // What was said after reasoning counts, not what was said at once.
-        check(Some(0.75), Some(0.75), Some(0.25), "refuse");
-        check(Some(0.75), Some(0.25), Some(0.75), "allow");
-        check(None, Some(0.9), Some(0.1), "allow");
-        check(Some(0.9), None, None, "allow");
+    fn decide(policies: Vec<Fixed>) -> Result<Ruling, PolicyFailure> {
+        let thresholds = Thresholds { score: 0.5, hazards: BTreeMap::new(), message: "no".into() };
+        let policies = policies.into_iter().map(|policy| Box::new(policy) as Box<dyn Policy>).collect();
+        PolicyChain::new(policies, thresholds).decide(&Case {
+            facts: &RequestFacts::default(),
+            conversation: &Conversation::default(),
+            evidence: &builtin::tests::evidence(1.0, None),
+            lazy: None,
+        })
     }
 
     #[test]
     fn the_first_policy_that_does_not_pass_decides() {
-        struct Fixed(&'static str, Option<Decision>);
-        impl Policy for Fixed {
-            fn name(&self) -> &str {
-                self.0
-            }
-            fn decide(&self, _: &RequestFacts, _: &Evidence) -> Option<(Decision, String)> {
-                self.1.clone().map(|d| (d, "fixed".into()))
-            }
-        }
-        let chain = PolicyChain::new(
-            vec![Box::new(Fixed("passes", None)), Box::new(Fixed("allows", Some(Decision::Allow)))],
-            thresholds(),
+        use OnPolicyFailure::{Closed, Open};
+        let passes = || Fixed("passes", Closed, |_| Ok(Said { flags: vec!["a".into()], ..Said::pass() }));
+        let fails = |on_failure| Fixed("fails", on_failure, |_| Err("broken"));
+        let allows = || {
+            Fixed("allows", Closed, |so_far| {
+                let seen: Vec<_> = so_far.iter().map(|o| format!("{}:{}", o.policy, o.failed)).collect();
+                Ok(Said::decided(Decision::Allow, seen.join(" ")))
+            })
+        };
+        let by = |ruling: Result<Ruling, PolicyFailure>| {
+            ruling
+                .map(|r| (r.by, r.decision.as_str(), r.reason, r.flags.join(" ")))
+                .map_err(|f| f.to_string())
+        };
+        let own = |text: &str| text.to_owned();
+        assert_eq!(
+            by(decide(vec![passes(), allows(), fails(Closed)])),
+            Ok((own("allows"), "allow", own("passes:false"), own("a")))
         );
-        let ruling = chain.decide(&RequestFacts::default(), &evidence(1.0, None));
-        assert_eq!((ruling.by.as_str(), ruling.decision), ("allows", Decision::Allow));
+        assert_eq!(
+            by(decide(vec![passes(), fails(Open), allows()])),
+            Ok((own("allows"), "allow", own("passes:false fails:true"), own("a failed:fails")))
+        );
+        assert_eq!(by(decide(vec![fails(Closed), allows()])), Err(own("the policy `fails` failed: broken")));
+        let last = decide(vec![passes(), fails(Open)]).unwrap();
+        assert_eq!((last.by.as_str(), last.decision.as_str()), ("thresholds", "refuse"));
+    }
+
+    #[test]
+    fn edits_do_not_show_their_text() {
+        let decision = Decision::Rewrite { edits: vec![Edit { message: 1, part: 0, text: "secret".into() }] };
+        assert_eq!(format!("{decision:?}"), "Rewrite { edits: [Edit(1.0: 6 bytes)] }");
     }
 }

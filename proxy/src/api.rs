@@ -4,3 +4,4 @@
 
 pub(crate) mod json;
 pub(crate) mod openai_chat;
+pub(crate) mod splice;

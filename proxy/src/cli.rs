@@ -12,7 +12,9 @@ pub mod eval;
 mod html;
 pub mod model;
 pub mod models;
+pub mod plugin;
 mod progress;
+pub mod replay;
 pub mod serve;
 pub mod trace;
 
@@ -77,6 +79,10 @@ enum Command {
     },
     /// Fetch, list, check and remove models
     Model(model::ModelArgs),
+    /// Make, check, test and time policy plugins
+    Plugin(plugin::PluginArgs),
+    /// Decide recorded evidence anew, with the policies of another configuration
+    Replay(replay::ReplayArgs),
 }
 
 /// Runs the command that this process was started with.
@@ -104,6 +110,8 @@ fn run(config: &ConfigArgs, command: Command) -> Result<ExitCode> {
         Command::Bench(args) => bench::run(&args, config)?,
         Command::Config { command } => config::run(config, command, &mut io::stdout().lock())?,
         Command::Model(args) => return model::run(args),
+        Command::Plugin(args) => return plugin::run(&args, config),
+        Command::Replay(args) => replay::run(&args, config)?,
     }
     Ok(ExitCode::SUCCESS)
 }

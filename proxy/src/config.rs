@@ -17,15 +17,16 @@ use forethought_core::{
     policy::{Policy, PolicyChain, RefuseDisagreement, Thresholds, disagreement},
     probe::{Made, RuntimeOptions},
 };
-use http::HeaderValue;
+use forethought_plugins::PluginOptions;
+use http::{HeaderName, HeaderValue};
 
 pub use self::{
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},
     raw::{
         AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
-        OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawPaths, RawPolicy,
-        RawProbe, RawRefusal, RawUpstream, RefusalField,
+        OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawNamedUpstream,
+        RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawUpstream, RefusalField,
     },
 };
 use crate::upstream::BaseUrl;
@@ -37,6 +38,8 @@ pub struct CheckedConfig {
     pub listen: SocketAddr,
     /// Where allowed requests go.
     pub upstream: UpstreamConfig,
+    /// Other upstreams that policies may choose, by name.
+    pub upstreams: BTreeMap<String, UrlUpstream>,
     /// The guard.
     pub guard: GuardConfig,
     /// What is done with what the guard finds.
@@ -155,12 +158,27 @@ pub struct PolicyConfig {
     pub on_disagreement: OnDisagreement,
     /// How far they must be apart for that.
     pub disagreement_gap: f64,
+    /// WebAssembly plugins, in order.
+    pub plugins: Vec<PluginConfig>,
+    /// The header that tells who asks.
+    pub tenant_header: Option<HeaderName>,
+    /// How often files are looked at for changes; `None` is never.
+    pub watch: Option<Duration>,
+}
+
+/// A WebAssembly plugin.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PluginConfig {
+    /// Its file.
+    pub path: PathBuf,
+    /// What is said of it here.
+    pub options: PluginOptions,
 }
 
 impl PolicyConfig {
-    /// The built-in policies.
-    pub fn chain(&self) -> PolicyChain {
-        let mut policies: Vec<Box<dyn Policy>> = Vec::new();
+    /// `plugins`, then the built-in policies.
+    pub fn chain(&self, plugins: Vec<Box<dyn Policy>>) -> PolicyChain {
+        let mut policies = plugins;
         if self.on_disagreement == OnDisagreement::Refuse {
             let (gap, message) = (self.disagreement_gap, self.thresholds.message.clone());
             policies.push(Box::new(RefuseDisagreement { gap, message }));

@@ -8,6 +8,7 @@ pub mod audit;
 pub mod cli;
 pub mod config;
 pub mod log;
+pub mod policies;
 mod reply;
 pub mod server;
 mod service;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use forethought_core::{generate::GenerateError, guard::GuardError};
+use forethought_core::{generate::GenerateError, guard::GuardError, policy::PolicyFailure};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use serde_json::{Value, json};
@@ -53,6 +53,23 @@ pub(crate) enum Error {
     Truncated { read: usize, tokens: usize },
     #[error(transparent)]
     Guard(GuardError),
+    #[error("{0}, so the request is not passed on (the plugin's setting `on_failure`)")]
+    Policy(PolicyFailure),
+    #[error("too many requests wait for the policies to decide")]
+    PolicyOverloaded,
+    #[error("the policies failed, so the request is not passed on")]
+    PolicyPanicked,
+    #[error(
+        "the policy rewrites part {part} of message {message}, which is not a single text in the request, so it is not \
+         passed on"
+    )]
+    CantRewrite { message: usize, part: usize },
+    #[error("the policy adds to the request what it has no place for, so it is not passed on")]
+    CantAnnotate,
+    #[error(
+        "the policy `{policy}` chose an upstream that the configuration does not name (`[upstreams.NAME]`)"
+    )]
+    NoUpstream { policy: String },
     #[error("audit records can't be written, and the setting `audit.on_error` is `deny`")]
     Audit,
     #[error("the server is shutting down")]
@@ -114,6 +131,14 @@ impl Error {
             Self::Guard(GuardError::Deadline { .. }) => (S::FORBIDDEN, "guard_deadline", Retry::Never),
             Self::Guard(GuardError::Model(_)) => (S::FORBIDDEN, "guard_failed", Retry::Never),
             Self::Guard(GuardError::Stopped) => (S::FORBIDDEN, "guard_stopped", Retry::Never),
+            Self::Policy(failure) if failure.kind == "overloaded" => {
+                (S::SERVICE_UNAVAILABLE, "policy_overloaded", Retry::Later)
+            }
+            Self::PolicyOverloaded => (S::SERVICE_UNAVAILABLE, "policy_overloaded", Retry::Later),
+            Self::Policy(_) | Self::PolicyPanicked => (S::FORBIDDEN, "policy_failed", Retry::Never),
+            Self::CantRewrite { .. } => (S::FORBIDDEN, "rewrite_failed", Retry::Never),
+            Self::CantAnnotate => (S::FORBIDDEN, "annotate_failed", Retry::Never),
+            Self::NoUpstream { .. } => (S::FORBIDDEN, "no_such_upstream", Retry::Never),
             Self::Audit => (S::SERVICE_UNAVAILABLE, "audit_unavailable", Retry::Later),
             Self::Stopping => (S::SERVICE_UNAVAILABLE, "shutting_down", Retry::Later),
             Self::UpstreamUnreachable => (S::BAD_GATEWAY, "upstream_unreachable", Retry::ByStatus),

@@ -1,11 +1,14 @@
 //! The life of a request.
 
+mod decide;
 mod route;
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use forethought_core::{
+    conversation::Conversation,
     evidence::Evidence,
     guard::{Event, Guard, GuardError, Options},
     policy::{Decision, PolicyChain, RequestFacts, Ruling},
@@ -17,12 +20,16 @@ use tokio::{sync::watch, time::timeout};
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
-use self::route::{Route, route};
+use self::{
+    decide::{Gate, languages, tenant},
+    route::{Route, route},
+};
 use crate::{
     Body,
     api::openai_chat,
     audit::{AuditLog, Disposition, Exit, Tracked},
     config::{CheckedConfig, Mode, OnFailure, OnUnread},
+    policies::Policies,
     reply::Error,
     server::Cutoff,
     upstream::{Sent, Upstream},
@@ -32,8 +39,12 @@ use crate::{
 pub struct Proxy {
     pub(crate) config: CheckedConfig,
     guard: Arc<dyn Guard>,
-    policies: PolicyChain,
+    /// Swapped as a whole; a request keeps what it began with.
+    pub(crate) policies: ArcSwap<Policies>,
+    gate: Gate,
     upstream: Upstream,
+    /// Other upstreams that policies may choose, by name.
+    others: BTreeMap<String, Upstream>,
     pub(crate) audit: AuditLog,
     /// Set to true when the time to end requests properly is over.
     pub(crate) cut: watch::Sender<bool>,
@@ -47,8 +58,7 @@ struct Judged {
 }
 
 impl Proxy {
-    /// A proxy of these parts. `policies` should end in the configuration's own
-    /// ([`config::PolicyConfig::chain`](crate::config::PolicyConfig::chain)).
+    /// A proxy of these parts. `policies` should be the configuration's own ([`policies::chain`](crate::policies::chain)).
     pub fn new(
         config: CheckedConfig,
         guard: Arc<dyn Guard>,
@@ -56,7 +66,22 @@ impl Proxy {
         upstream: Upstream,
         audit: AuditLog,
     ) -> Self {
-        Self { config, guard, policies, upstream, audit, cut: watch::Sender::new(false) }
+        let policies = Policies { chain: policies, config_sha256: config.sha256.clone() };
+        Self {
+            gate: Gate::new(config.guard.deadline),
+            config,
+            guard,
+            policies: ArcSwap::from_pointee(policies),
+            upstream,
+            others: BTreeMap::new(),
+            audit,
+            cut: watch::Sender::new(false),
+        }
+    }
+
+    /// Adds upstreams that policies may send requests to, by name.
+    pub fn with_upstreams(self, others: BTreeMap<String, Upstream>) -> Self {
+        Self { others, ..self }
     }
 
     /// Where its audit records go.
@@ -75,8 +100,9 @@ impl Proxy {
         let mut body = Some(body);
         let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
         let slot = self.audit.slot().await;
-        let mut exit = Exit::new(&head, id, slot, cutoff.clone(), mode, &self.config.sha256);
-        let answer = cutoff.or(self.answer(&mut exit, &head, &mut body)).await;
+        let policies = self.policies.load_full();
+        let mut exit = Exit::new(&head, id, slot, cutoff.clone(), mode, &policies.config_sha256);
+        let answer = cutoff.or(self.answer(&mut exit, &head, &mut body, policies)).await;
         let response = match answer.unwrap_or(Err(Error::Stopping)) {
             Ok(response) => response,
             Err(error) => {
@@ -95,6 +121,7 @@ impl Proxy {
         exit: &mut Exit,
         head: &request::Parts,
         body: &mut Option<Incoming>,
+        policies: Arc<Policies>,
     ) -> Result<Response<Body>, Error> {
         if self.audit.denies() {
             return Err(Error::Audit);
@@ -103,15 +130,15 @@ impl Proxy {
         match route.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
             Route::Pass => {
                 exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
-                self.forward(exit, head, self.unread(head, body)?).await
+                self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
             }
             Route::Chat if self.config.policy.mode == Mode::Off => {
                 exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
-                self.forward(exit, head, self.unread(head, body)?).await
+                self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
             }
             Route::Chat => {
                 let bytes = self.receive(exit, head, body).await?;
-                let judged = self.judge(exit, head, &bytes).await;
+                let judged = self.judge(exit, head, &bytes, policies).await;
                 self.act(exit, head, bytes, judged).await
             }
         }
@@ -138,38 +165,53 @@ impl Proxy {
     }
 
     /// Decodes the request, has the guard read it and the policy decide.
-    async fn judge(&self, exit: &mut Exit, head: &request::Parts, body: &Bytes) -> Result<Judged, Error> {
+    async fn judge(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: &Bytes,
+        policies: Arc<Policies>,
+    ) -> Result<Judged, Error> {
         check_encoding(&head.headers)?;
         let mut request = openai_chat::decode(body)?;
-        exit.asked(&request.conversation, &request.model, request.stream);
+        let facts = RequestFacts {
+            model: request.model.clone(),
+            path: head.uri.path().to_owned(),
+            api: openai_chat::NAME.to_owned(),
+            stream: request.stream,
+            tenant: tenant(&head.headers, self.config.policy.tenant_header.as_ref()),
+            languages: languages(&head.headers),
+        };
+        exit.asked(&request.conversation, &facts, openai_chat::NAME);
+        exit.record.policies = policies.chain.versions().clone();
         let kinds: Vec<&str> = request.conversation.unread().collect();
         self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
             Error::Unreadable { kinds: counted(&kinds) }
         })?;
 
         let since = Instant::now();
-        let examined = self.examine(exit, std::mem::take(&mut request.conversation)).await;
+        let conversation = Arc::new(std::mem::take(&mut request.conversation));
+        let examined = self.examine(exit, conversation.clone()).await;
         exit.stage(since, |stages| &mut stages.guard_ms);
         let evidence = examined?;
         exit.found(&evidence);
         if self.config.policy.flags(&evidence) {
-            exit.record.flags.push("disagreement");
+            exit.flag("disagreement");
         }
 
-        let facts = RequestFacts { model: request.model.clone(), path: head.uri.path().to_owned() };
-        let ruling = self.policies.decide(&facts, &evidence);
+        let since = Instant::now();
+        let decided = self.gate.decide(policies, facts, conversation, evidence).await;
+        exit.stage(since, |stages| &mut stages.policy_ms);
+        let (ruling, evidence) = decided?;
+        ruling.flags.iter().for_each(|flag| exit.flag(flag.clone()));
         Ok(Judged { request, evidence, ruling })
     }
 
     /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
-    async fn examine(
-        &self,
-        exit: &mut Exit,
-        conversation: forethought_core::conversation::Conversation,
-    ) -> Result<Evidence, Error> {
+    async fn examine(&self, exit: &mut Exit, conversation: Arc<Conversation>) -> Result<Evidence, Error> {
         let deadline = self.config.guard.deadline;
         let options = Options { mode: self.config.guard.mode, deadline: Some(deadline) };
-        let mut examination = self.guard.examine(Arc::new(conversation), options);
+        let mut examination = self.guard.examine(conversation, options);
         let events = async {
             loop {
                 match examination.next().await {
@@ -208,7 +250,7 @@ impl Proxy {
         match setting {
             _ if all_read => {}
             OnUnread::Deny => return Err(error()),
-            OnUnread::Flag => exit.record.flags.push(flag),
+            OnUnread::Flag => exit.flag(flag),
             OnUnread::Allow => {}
         }
         Ok(())
@@ -223,6 +265,7 @@ impl Proxy {
         judged: Result<Judged, Error>,
     ) -> Result<Response<Body>, Error> {
         let monitor = self.config.policy.mode == Mode::Monitor;
+        let (mut body, mut upstream) = (body, &self.upstream);
         match judged {
             Ok(Judged { ruling, .. }) if monitor => {
                 exit.decided(Disposition::AllowMonitored, &ruling.by, ruling.reason);
@@ -235,6 +278,28 @@ impl Proxy {
                     return Ok(openai_chat::refusal::refuse(&request, exit.id, &message, &evidence, config));
                 }
                 Decision::Allow => exit.decided(Disposition::Allow, &ruling.by, ruling.reason),
+                Decision::Rewrite { edits } => {
+                    body = openai_chat::edit::rewrite(&body, &edits).inspect_err(|error| {
+                        exit.decided(Disposition::Deny, &ruling.by, error.to_string())
+                    })?;
+                    exit.decided(Disposition::Rewrite, &ruling.by, ruling.reason);
+                }
+                Decision::Annotate { text } => {
+                    body = openai_chat::edit::annotate(&body, &text).inspect_err(|error| {
+                        exit.decided(Disposition::Deny, &ruling.by, error.to_string())
+                    })?;
+                    exit.decided(Disposition::Annotate, &ruling.by, ruling.reason);
+                }
+                Decision::Redirect { upstream: name } => {
+                    let Some(other) = self.others.get(&name) else {
+                        let error = Error::NoUpstream { policy: ruling.by.clone() };
+                        exit.decided(Disposition::Deny, &ruling.by, error.to_string());
+                        return Err(error);
+                    };
+                    upstream = other;
+                    exit.decided(Disposition::Redirect, &ruling.by, ruling.reason);
+                    exit.record.upstream = Some(name);
+                }
             },
             Err(error) if monitor => {
                 exit.decided(Disposition::AllowMonitored, "policy.mode", error.to_string());
@@ -248,7 +313,7 @@ impl Proxy {
                 return Err(error);
             }
         }
-        self.forward(exit, head, Sent::Read(body)).await
+        self.forward(exit, head, Sent::Read(body), upstream).await
     }
 
     /// Sends the request on, and gives back what the upstream answers.
@@ -257,13 +322,14 @@ impl Proxy {
         exit: &mut Exit,
         head: &request::Parts,
         body: Sent,
+        upstream: &Upstream,
     ) -> Result<Response<Body>, Error> {
         let since = Instant::now();
         let mut request = Request::new(body);
         request.method_mut().clone_from(&head.method);
         request.uri_mut().clone_from(&head.uri);
         request.headers_mut().clone_from(&head.headers);
-        let answer = self.upstream.send(request, Cutoff::new(&self.cut)).await;
+        let answer = upstream.send(request, Cutoff::new(&self.cut)).await;
         exit.stage(since, |stages| &mut stages.upstream_ms);
         answer
     }
@@ -286,6 +352,7 @@ impl Proxy {
 fn decider(error: &Error) -> &'static str {
     match error {
         Error::Guard(_) => "policy.on_failure",
+        Error::Policy(_) | Error::PolicyOverloaded | Error::PolicyPanicked => "policy.plugins",
         Error::Unreadable { .. } => "policy.on_unreadable",
         Error::Truncated { .. } => "policy.on_truncated",
         _ => "request",

@@ -25,6 +25,8 @@ pub struct TestProxy {
     pub address: SocketAddr,
     /// The proxy itself.
     pub proxy: Arc<Proxy>,
+    /// What its configuration was read from.
+    pub sources: Sources,
     folder: TempDir,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<std::io::Result<()>>,
@@ -67,12 +69,17 @@ impl TestProxy {
         let server = tokio::spawn(proxy.clone().serve(listener, async {
             let _ = stopped.await;
         }));
-        Self { address, proxy, folder, stop: Some(stop), server }
+        Self { address, proxy, sources, folder, stop: Some(stop), server }
     }
 
     /// Its base URL, without a path.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// Writes another configuration file; it is read at the next reload.
+    pub fn rewrite_config(&self, toml: &str) {
+        std::fs::write(self.folder.path().join("forethought.toml"), toml).expect("a file");
     }
 
     /// A client of it over HTTP/1.1.

@@ -74,6 +74,43 @@ async fn signals_end_streams_properly() {
     }
 }
 
+/// Waits until the log says this.
+async fn said(log: &mut Lines<BufReader<ChildStderr>>, words: &str) {
+    while !log.next_line().await.unwrap().expect("it runs").contains(words) {}
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn policies_are_reloaded_on_a_signal_and_on_a_change() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |policy: &str| std::fs::write(folder.path().join("forethought.toml"), policy).unwrap();
+    for (watch, by_signal) in [("policy.watch_ms = 0", true), ("policy.watch_ms = 20", false)] {
+        write(watch);
+        let mut command = command(folder.path());
+        command.args(["--config", "forethought.toml"]);
+        let (child, mut log, client) = start(&mut command).await;
+        let decision = async || {
+            let body = chat("harm", json!({"model": "embedded"})).to_string();
+            let answer = client.open(Method::POST, "/v1/chat/completions", json_headers(), body).await.unwrap();
+            answer.headers()["x-forethought-decision"].to_str().unwrap().to_owned()
+        };
+        assert_eq!(decision().await, "refuse");
+        // A mistake changes nothing, and is told.
+        write(&format!("{watch}\npolicy.threshhold = 2.0"));
+        if by_signal {
+            signal(&child, "HUP").await;
+        }
+        said(&mut log, "did you mean `policy.threshold`?").await;
+        assert_eq!(decision().await, "refuse");
+        write(&format!("{watch}\npolicy.threshold = 2.0"));
+        if by_signal {
+            signal(&child, "HUP").await;
+        }
+        said(&mut log, "the policies were reloaded").await;
+        assert_eq!(decision().await, "allow");
+    }
+}
+
 #[tokio::test]
 async fn a_port_that_is_taken_and_a_wrong_key_are_explained() {
     let folder = tempfile::tempdir().unwrap();

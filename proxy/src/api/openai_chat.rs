@@ -6,6 +6,7 @@
 //! this version has never heard of are read too; they stand first, as operator text.
 
 pub(crate) mod answer;
+pub(crate) mod edit;
 pub(crate) mod refusal;
 #[cfg(test)]
 mod tests;
@@ -15,6 +16,9 @@ use serde_json::{Map, Value};
 
 use super::json;
 use crate::reply::Error;
+
+/// The format's name.
+pub(crate) const NAME: &str = "openai-chat";
 
 /// What the guard and our own answers need of a request.
 #[derive(Debug)]

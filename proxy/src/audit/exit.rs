@@ -7,7 +7,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use forethought_core::{conversation::Conversation, evidence::Evidence};
+use forethought_core::{conversation::Conversation, evidence::Evidence, policy::RequestFacts};
 use http::{HeaderName, HeaderValue, Method, Response, request};
 use http_body::{Body as _, Frame, SizeHint};
 use tracing::{Span, info, warn};
@@ -58,11 +58,20 @@ impl Exit {
         Self { id, record, started: Instant::now(), slot, cutoff, span: Span::current() }
     }
 
-    /// Notes what was asked.
-    pub(crate) fn asked(&mut self, conversation: &Conversation, model: &str, stream: bool) {
-        self.record.model = Some(clean(model));
-        self.record.stream = Some(stream);
-        self.record.prompt = self.slot.prompt(conversation);
+    /// Notes what was asked, in which wire format.
+    pub(crate) fn asked(&mut self, conversation: &Conversation, facts: &RequestFacts, api: &'static str) {
+        let record = &mut *self.record;
+        record.model = Some(clean(&facts.model));
+        record.stream = Some(facts.stream);
+        record.api = Some(api);
+        record.tenant = facts.tenant.as_deref().map(clean);
+        record.languages.clone_from(&facts.languages);
+        record.prompt = self.slot.prompt(conversation);
+    }
+
+    /// Marks the request.
+    pub(crate) fn flag(&mut self, flag: impl Into<std::borrow::Cow<'static, str>>) {
+        self.record.flags.push(flag.into());
     }
 
     /// Notes what the guard found.

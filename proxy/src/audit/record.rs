@@ -1,8 +1,11 @@
 //! What an audit record holds. The fields' names are an interface: programs read them.
 
+use std::{borrow::Cow, sync::Arc};
+
 use forethought_core::{
     conversation::Conversation,
-    evidence::{Coverage, Evidence, GuardVersion, Hazard, ProbeReading, Timings, Verdict},
+    evidence::{Coverage, Evidence, GuardVersion, Hazard, PhaseEnd, ProbeReading, Timings, Verdict},
+    policy::PolicyVersion,
 };
 use serde::{Serialize, Serializer};
 
@@ -14,6 +17,12 @@ pub(crate) enum Disposition {
     Allow,
     /// Read, and refused by the policy.
     Refuse,
+    /// Read, and passed on with other text in it, by the policy.
+    Rewrite,
+    /// Read, and passed on with a note, by the policy.
+    Annotate,
+    /// Read, and passed on to another upstream, by the policy.
+    Redirect,
     /// Passed on whatever was found (`policy.mode` is `monitor`).
     AllowMonitored,
     /// Passed on unread: the mode is `off`, or the guard failed and `policy.on_failure` is `open`.
@@ -32,6 +41,9 @@ impl Disposition {
         match self {
             Self::Allow => "allow",
             Self::Refuse => "refuse",
+            Self::Rewrite => "rewrite",
+            Self::Annotate => "annotate",
+            Self::Redirect => "redirect",
             Self::AllowMonitored => "allow-monitored",
             Self::AllowUnguarded => "allow-unguarded",
             Self::Pass => "pass",
@@ -69,6 +81,15 @@ pub(crate) struct Record {
     pub(crate) model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stream: Option<bool>,
+    /// The wire format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) api: Option<&'static str>,
+    /// Who asked, where `policy.tenant_header` says how to tell.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) tenant: Option<String>,
+    /// The languages that the caller prefers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) languages: Vec<String>,
     pub(crate) mode: &'static str,
     pub(crate) decision: Disposition,
     /// Who decided: a policy, a rule or a setting.
@@ -79,10 +100,16 @@ pub(crate) struct Record {
     /// What the policy ruled where nobody acted on it (`monitor`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ruled: Option<&'static str>,
-    /// What was let through by a setting: not read in whole (`unreadable`, `truncated`), or with probes and verdict far
-    /// apart (`disagreement`).
+    /// The upstream that the policy chose.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) upstream: Option<String>,
+    /// The policies of the chain that are not the program's own.
+    #[serde(skip_serializing_if = "<[_]>::is_empty")]
+    pub(crate) policies: Arc<[PolicyVersion]>,
+    /// What was let through by a setting: not read in whole (`unreadable`, `truncated`), with probes and verdict far
+    /// apart (`disagreement`), or although a policy failed (`failed:NAME`); and what policies marked the request with.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub(crate) flags: Vec<&'static str>,
+    pub(crate) flags: Vec<Cow<'static, str>>,
     /// Code of the error the caller got.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) error: Option<&'static str>,
@@ -115,6 +142,12 @@ pub(crate) struct Found {
     probe_score: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     combined_score: Option<f64>,
+    /// P(harmful) after the written phases.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reasoned_score: Option<f64>,
+    /// How the written phases ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends: Option<[PhaseEnd; 2]>,
     /// Probes minus verdict.
     #[serde(skip_serializing_if = "Option::is_none")]
     activation_gap: Option<f64>,
@@ -140,6 +173,8 @@ impl Found {
             direct_score: evidence.direct_score,
             probe_score: evidence.probe_score,
             combined_score: evidence.combined_score,
+            reasoned_score: evidence.assessment.as_ref().map(|a| a.score),
+            ends: evidence.assessment.as_ref().map(|a| a.ends),
             activation_gap: evidence.activation_gap(),
             probes: evidence.probes.clone(),
             understanding: written.map(|a| a.understanding.clone()),
@@ -175,6 +210,9 @@ pub(crate) struct Stages {
     /// The guard's own account.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) guard: Option<Timings>,
+    /// Asking the policies.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded")]
+    pub(crate) policy_ms: Option<f64>,
     /// Waiting for the head of the upstream's answer.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "rounded")]
     pub(crate) upstream_ms: Option<f64>,

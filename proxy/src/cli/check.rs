@@ -15,7 +15,7 @@ use forethought_core::{
     conversation::Conversation,
     evidence::{Coverage, Evidence, Path as ScorePath, Phase, PhaseEnd, ProbeReading, Timings, Verdict},
     guard::{Event, Examination, Guard, GuardError, Options},
-    policy::{PolicyChain, RequestFacts, Ruling},
+    policy::{Case, PolicyChain, RequestFacts, Ruling},
 };
 use serde_json::{Value, json};
 
@@ -95,7 +95,7 @@ pub fn run(args: &CheckArgs, config: &ConfigArgs) -> Result<ExitCode> {
     let conversation = args.conversation()?;
     let guard = models::load_guard(&config.guard)?.guard;
     let threshold = config.policy.thresholds.score;
-    let policy = config.policy.chain();
+    let policy = crate::policies::chain(&config.policy)?;
     let traced = args.trace.as_ref().map(|_| trace::Traced::new(guard.clone())).transpose()?;
     let guard: &dyn Guard = traced.as_ref().map_or(&*guard, |traced| traced);
     // Whoever asks about one prompt waits for the whole of it, however long it is.
@@ -144,11 +144,17 @@ pub struct Checked {
 
 impl Checked {
     /// Judges `evidence`. A score that is not a number counts as harmful.
-    fn new(evidence: Evidence, policy: &PolicyChain, threshold: f64) -> Self {
+    fn new(
+        conversation: &Conversation,
+        evidence: Evidence,
+        policy: &PolicyChain,
+        threshold: f64,
+    ) -> Result<Self> {
         let verdict = if evidence.score < threshold { Verdict::Benign } else { Verdict::Harmful };
-        let facts = RequestFacts { model: String::new(), path: "check".to_owned() };
-        let ruling = policy.decide(&facts, &evidence);
-        Self { evidence, verdict, threshold, ruling }
+        let facts = RequestFacts { path: "check".to_owned(), ..RequestFacts::default() };
+        let case = Case { facts: &facts, conversation, evidence: &evidence, lazy: None };
+        let ruling = policy.decide(&case)?;
+        Ok(Self { evidence, verdict, threshold, ruling })
     }
 
     /// All of it as one object: the evidence's fields, with `verdict`, `threshold` and `policy` beside them.
@@ -157,8 +163,11 @@ impl Checked {
         object["activation_gap"] = json!(self.evidence.activation_gap());
         object["verdict"] = json!(self.verdict);
         object["threshold"] = json!(self.threshold);
-        let Ruling { decision, by, reason } = &self.ruling;
+        let Ruling { decision, by, reason, flags } = &self.ruling;
         object["policy"] = json!({ "decision": decision.as_str(), "by": by, "reason": reason });
+        if !flags.is_empty() {
+            object["policy"]["flags"] = json!(flags);
+        }
         Ok(object)
     }
 }
@@ -166,16 +175,17 @@ impl Checked {
 /// Has `conversation` examined and waits for the outcome.
 ///
 /// # Errors
-/// The guard's.
+/// The guard's and the policies'.
 pub async fn quietly(
     guard: &dyn Guard,
     policy: &PolicyChain,
     conversation: Conversation,
     options: Options,
     threshold: f64,
-) -> Result<Checked, GuardError> {
-    let evidence = guard.examine(Arc::new(conversation), options).evidence().await?;
-    Ok(Checked::new(evidence, policy, threshold))
+) -> Result<Checked> {
+    let conversation = Arc::new(conversation);
+    let evidence = guard.examine(conversation.clone(), options).evidence().await?;
+    Checked::new(&conversation, evidence, policy, threshold)
 }
 
 /// Has `conversation` examined and writes what happens to `out` while it happens. `out` gets colours: wrap it in an
@@ -194,8 +204,9 @@ pub async fn aloud(
     if conversation.text_len() == 0 {
         writeln!(out, "{DIM}The prompt is empty.{DIM:#}")?;
     }
-    let evidence = stream(guard.examine(Arc::new(conversation), options), out).await?;
-    let checked = Checked::new(evidence, policy, threshold);
+    let conversation = Arc::new(conversation);
+    let evidence = stream(guard.examine(conversation.clone(), options), out).await?;
+    let checked = Checked::new(&conversation, evidence, policy, threshold)?;
     checked.write(out)?;
     Ok(checked)
 }

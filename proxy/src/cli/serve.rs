@@ -15,6 +15,7 @@ use crate::{
     AuditLog, CheckedConfig, Proxy, Upstream,
     config::{Flag, Mode, UpstreamConfig},
     log,
+    policies::{self, Reloader},
 };
 
 /// Flags of `forethought serve`.
@@ -54,7 +55,8 @@ pub fn run(
     config: &ConfigArgs,
     load: impl FnOnce(&CheckedConfig) -> Result<Models>,
 ) -> Result<()> {
-    let config = config.load(args.flags().chain(config.serving_log()))?;
+    let sources = config.sources(args.flags().chain(config.serving_log()));
+    let config = CheckedConfig::load(&sources)?;
     log::init(&config.log);
     let listener = TcpListener::bind(config.listen)
         .with_context(|| format!("can't listen on {} (the setting `listen`)", config.listen))?;
@@ -67,6 +69,7 @@ pub fn run(
         info!("listening on http://{}", listener.local_addr()?);
         about.iter().for_each(|about| warn!("{about}"));
         let stop = signal(proxy.clone())?;
+        tokio::spawn(reload(Reloader::new(proxy.clone(), sources))?);
         proxy.serve(listener, stop).await?;
         info!("stopped");
         Ok(())
@@ -76,7 +79,8 @@ pub fn run(
 /// The proxy that `config` describes.
 ///
 /// # Errors
-/// The audit file can't be opened, the system's certificates can't be read, or `embedded` has no model.
+/// The audit file can't be opened, the system's certificates can't be read, a plugin can't be loaded, or `embedded` has no
+/// model.
 pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
     let upstream = match &config.upstream {
         UpstreamConfig::Url(url) => {
@@ -93,8 +97,15 @@ pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
         })?,
         None => AuditLog::disabled(),
     };
-    let policies = config.policy.chain();
-    Ok(Arc::new(Proxy::new(config, models.guard, policies, upstream, audit)))
+    let others = config.upstreams.iter().map(|(name, url)| {
+        let upstream = Upstream::url(url.clone()).context("can't read the system's TLS certificate roots")?;
+        Ok((name.clone(), upstream))
+    });
+    let others = others.collect::<Result<_>>()?;
+    let policies =
+        policies::chain(&config.policy).context("can't load a policy plugin (`policy.plugins`)")?;
+    let proxy = Proxy::new(config, models.guard, policies, upstream, audit);
+    Ok(Arc::new(proxy.with_upstreams(others)))
 }
 
 /// What an operator should know of a configuration that is right, but less safe than the default.
@@ -117,6 +128,44 @@ fn warnings(config: &CheckedConfig) -> Vec<String> {
         );
     }
     warnings
+}
+
+/// Reloads the policies on SIGHUP and when their files change.
+fn reload(mut reloader: Reloader) -> std::io::Result<impl Future<Output = ()>> {
+    #[cfg(unix)]
+    let mut asked = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
+    let interval = reloader.interval();
+    Ok(async move {
+        loop {
+            let looked = async {
+                match interval {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
+            #[cfg(unix)]
+            let was_asked = tokio::select! {
+                _ = asked.recv() => true,
+                () = looked => false,
+            };
+            #[cfg(not(unix))]
+            let was_asked = {
+                looked.await;
+                false
+            };
+            // Reading files and compiling block.
+            let work = tokio::task::spawn_blocking(move || {
+                if was_asked || reloader.is_changed() {
+                    reloader.try_reload();
+                }
+                reloader
+            });
+            match work.await {
+                Ok(back) => reloader = back,
+                Err(_) => return warn!("policies are not reloaded any more: reloading them panicked"),
+            }
+        }
+    })
 }
 
 /// Ends with the first signal to stop; the second one cuts what still runs.

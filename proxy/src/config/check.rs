@@ -1,5 +1,7 @@
 //! From what is written to what is meant: ranges, formats, files and keys that must be there.
 
+mod plugins;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -30,6 +32,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
     // Everything is looked at before anything is given up, so that all mistakes are reported at once.
     let listen = check.parsed("listen", listen(&raw.listen));
     let upstream = check.upstream(&raw.upstream);
+    let upstreams = check.upstreams(&raw.upstreams);
     let guard = check.guard(&raw.guard);
     let policy = check.policy(&raw.policy);
     let paths = PathRules {
@@ -46,6 +49,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
         (Some(listen), Some(upstream)) if check.problems.is_empty() => Ok(CheckedConfig {
             listen,
             upstream,
+            upstreams,
             guard,
             policy,
             paths,
@@ -66,7 +70,10 @@ struct Check<'a> {
 
 impl Check<'_> {
     fn note(&mut self, key: &str, message: String) {
-        let origin = self.origins.get(key).map_or("default", String::as_str).to_owned();
+        // A key inside a value that was read as a whole comes from where that did.
+        let sections = key.rmatch_indices('.').map(|(end, _)| &key[..end]);
+        let origin = [key].into_iter().chain(sections).find_map(|key| self.origins.get(key));
+        let origin = origin.map_or("default", String::as_str).to_owned();
         self.problems.push(Problem { key: key.to_owned(), origin, message });
     }
 
@@ -114,43 +121,44 @@ impl Check<'_> {
         self.require("upstream.embedded.top_p", embedded.top_p > 0.0 && embedded.top_p <= 1.0, || {
             format!("must be above 0 and at most 1, not {}", embedded.top_p)
         });
-        let times = [
-            self.time("upstream.connect_timeout_ms", raw.connect_timeout_ms),
-            self.time("upstream.response_timeout_ms", raw.response_timeout_ms),
-            self.time("upstream.idle_timeout_ms", raw.idle_timeout_ms),
-        ];
-        let authorization = self.api_key(raw);
+        let url = self.url_upstream("upstream", raw);
         if raw.url == "embedded" {
-            return Some(UpstreamConfig::Embedded(embedded));
+            Some(UpstreamConfig::Embedded(embedded))
+        } else {
+            url.map(UpstreamConfig::Url)
         }
-        let base = self.parsed("upstream.url", BaseUrl::parse(&raw.url))?;
-        let [connect_timeout, response_timeout, idle_timeout] = times;
-        Some(UpstreamConfig::Url(UrlUpstream {
-            base,
-            authorization,
-            connect_timeout,
-            response_timeout,
-            idle_timeout,
-        }))
+    }
+
+    /// The section `at`, but for what only `upstream` has. `embedded` as URL is left to the caller.
+    fn url_upstream(&mut self, at: &str, raw: &RawUpstream) -> Option<UrlUpstream> {
+        let connect_timeout = self.time(&format!("{at}.connect_timeout_ms"), raw.connect_timeout_ms);
+        let response_timeout = self.time(&format!("{at}.response_timeout_ms"), raw.response_timeout_ms);
+        let idle_timeout = self.time(&format!("{at}.idle_timeout_ms"), raw.idle_timeout_ms);
+        let authorization = self.api_key(at, raw);
+        if raw.url == "embedded" {
+            return None;
+        }
+        let base = self.parsed(&format!("{at}.url"), BaseUrl::parse(&raw.url))?;
+        Some(UrlUpstream { base, authorization, connect_timeout, response_timeout, idle_timeout })
     }
 
     /// The upstream's key. Messages name the variable or the file, never what they hold.
-    fn api_key(&mut self, raw: &RawUpstream) -> Option<Secret> {
+    fn api_key(&mut self, at: &str, raw: &RawUpstream) -> Option<Secret> {
         let (setting, key) = match (&raw.api_key_env, &raw.api_key_file) {
             (None, None) => return None,
             (Some(_), Some(_)) => {
-                self.note("upstream.api_key_file", "`upstream.api_key_env` is set too; keep one".to_owned());
+                self.note(&format!("{at}.api_key_file"), format!("`{at}.api_key_env` is set too; keep one"));
                 return None;
             }
             (Some(name), None) => {
                 let key = std::env::var(name)
                     .map_err(|_| format!("the environment variable `{name}` is not set, or is not UTF-8"));
-                ("upstream.api_key_env", key)
+                ("api_key_env", key)
             }
             (None, Some(path)) => {
                 let key =
                     std::fs::read_to_string(path).map_err(|error| format!("can't read `{path}`: {error}"));
-                ("upstream.api_key_file", key)
+                ("api_key_file", key)
             }
         };
         let secret = key.and_then(|key| match key.trim() {
@@ -159,7 +167,7 @@ impl Check<'_> {
                 Secret::bearer(key).ok_or_else(|| "the key holds characters that a header can't".to_owned())
             }
         });
-        self.parsed(setting, secret)
+        self.parsed(&format!("{at}.{setting}"), secret)
     }
 
     fn guard(&mut self, raw: &RawGuard) -> GuardConfig {
@@ -252,6 +260,9 @@ impl Check<'_> {
             on_truncated: raw.on_truncated,
             on_disagreement: raw.on_disagreement,
             disagreement_gap: raw.disagreement_gap,
+            plugins: self.plugins(raw),
+            tenant_header: self.tenant_header(raw.tenant_header.as_deref()),
+            watch: (raw.watch_ms > 0).then(|| self.time("policy.watch_ms", raw.watch_ms)),
         }
     }
 

@@ -3,6 +3,8 @@
 //! The doc comments here are what `forethought config schema` prints. Nothing is judged in this file beyond types;
 //! [`check`](super::check) turns it into [`Settings`](super::Settings).
 
+mod plugins;
+
 use std::{collections::BTreeMap, marker::PhantomData};
 
 use forethought_core::{
@@ -15,6 +17,8 @@ use serde::{
     de::{self, IntoDeserializer as _},
 };
 
+pub use self::plugins::{RawNamedUpstream, RawPlugin};
+
 /// Configuration of the Forethought proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -25,6 +29,8 @@ pub struct Raw {
     pub listen: String,
     /// Where allowed requests go.
     pub upstream: RawUpstream,
+    /// Other upstreams, by name, that policies may choose.
+    pub upstreams: BTreeMap<String, RawNamedUpstream>,
     /// The model that reads requests.
     pub guard: RawGuard,
     /// What is done with what the guard finds.
@@ -46,6 +52,7 @@ impl Default for Raw {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
             upstream: RawUpstream::default(),
+            upstreams: BTreeMap::new(),
             guard: RawGuard::default(),
             policy: RawPolicy::default(),
             paths: RawPaths::default(),
@@ -286,6 +293,13 @@ pub struct RawPolicy {
     pub on_disagreement: OnDisagreement,
     /// How far probes and verdict must be apart for that, either way.
     pub disagreement_gap: f64,
+    /// WebAssembly plugins, asked in this order, before the settings above: the first that does not pass decides.
+    pub plugins: Vec<RawPlugin>,
+    /// The request header that tells plugins who asks. Whatever stands before the proxy must set it, or take it out: the
+    /// proxy believes it.
+    pub tenant_header: Option<String>,
+    /// How often the configuration file and the plugins' files are looked at for changes, in milliseconds; 0 is never.
+    pub watch_ms: u64,
 }
 
 impl Default for RawPolicy {
@@ -300,6 +314,9 @@ impl Default for RawPolicy {
             on_truncated: OnUnread::Deny,
             on_disagreement: OnDisagreement::Allow,
             disagreement_gap: 0.5,
+            plugins: vec![],
+            tenant_header: None,
+            watch_ms: 1_000,
         }
     }
 }
