@@ -32,8 +32,7 @@ pub const VERSION: &str = "0.1.0";
 
 /// Gives plugins of this version what every one may import.
 pub(crate) fn link(linker: &mut Linker<Call>) -> wasmtime::Result<()> {
-    log::add_to_linker::<_, HasSelf<_>>(linker, |call| call)?;
-    facts::add_to_linker::<_, HasSelf<_>>(linker, |call| call)
+    Plugin::add_to_linker::<_, HasSelf<_>>(linker, |call| call)
 }
 
 /// A component of this version, ready to be instantiated.
