@@ -92,7 +92,10 @@ impl Call {
             }
         }
         if self.dropped > 0 {
-            warn!(policy, "{} more lines of the plugin's log were dropped (its setting `log_bytes`)", self.dropped);
+            warn!(
+                policy,
+                "{} more lines of the plugin's log were dropped (its setting `log_bytes`)", self.dropped
+            );
         }
         self.lazy = None;
         std::mem::take(&mut self.log)

@@ -1,6 +1,10 @@
 //! What all plugins share: the compiler, the clock of their deadlines, and the folder of compiled code.
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{
+    path::PathBuf,
+    thread,
+    time::{Duration, Instant},
+};
 
 use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
 
@@ -34,12 +38,16 @@ impl Engine {
             .map_err(|error| LoadError::Engine(error.to_string()))?;
         let weak = inner.weak();
         let tick = move || {
+            let (begun, mut ticks) = (Instant::now(), 0);
             loop {
                 thread::sleep(TICK);
-                match weak.upgrade() {
-                    Some(engine) => engine.increment_epoch(),
-                    None => break,
+                let Some(engine) = weak.upgrade() else { break };
+                // A busy machine wakes this thread late; ticks that were missed are made up for.
+                let due = begun.elapsed().as_nanos() / TICK.as_nanos();
+                for _ in ticks..due {
+                    engine.increment_epoch();
                 }
+                ticks = due;
             }
         };
         thread::Builder::new()

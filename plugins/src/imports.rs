@@ -33,16 +33,13 @@ pub(crate) fn check(component: &Component, path: &Path, grants: &[Grant]) -> Res
         if let Some(own) = name.strip_prefix(PACKAGE) {
             let (interface, version) = own.split_once('@').unwrap_or((own, ""));
             if version != v0_1_0::VERSION || !FREE.contains(&interface) {
-                return refused(format!(
-                    "this program has {} of version {}",
-                    listed(&FREE),
-                    v0_1_0::VERSION
-                ));
+                return refused(format!("this program has {} of version {}", listed(&FREE), v0_1_0::VERSION));
             }
         } else if name.starts_with("wasi:") {
             if !grants.contains(&Grant::Wasi) {
                 return refused(
-                    "add `grants = [\"wasi\"]` to its table [[policy.plugins]] to give it an empty WASI".to_owned(),
+                    "add `grants = [\"wasi\"]` to its table [[policy.plugins]] to give it an empty WASI"
+                        .to_owned(),
                 );
             }
         } else {

@@ -261,8 +261,7 @@ impl Plugin {
             store.data_mut().begin(limits, deadline, lazy);
             let done = f(exports, store);
             let lines = store.data_mut().end(&self.name);
-            let done =
-                done.map_err(|error| Failure::of(&error, limits.time, limits.output_bytes))?;
+            let done = done.map_err(|error| Failure::of(&error, limits.time, limits.output_bytes))?;
             // After a failure an instance may be in any state; only sound ones are kept.
             self.keep(instance);
             Ok((done, lines))

@@ -126,11 +126,8 @@ impl Plugin {
 }
 
 fn said(ruling: wit_policy::Ruling) -> Said {
-    let edit = |edit: wit::Edit| Edit {
-        message: edit.message as usize,
-        part: edit.part as usize,
-        text: edit.text,
-    };
+    let edit =
+        |edit: wit::Edit| Edit { message: edit.message as usize, part: edit.part as usize, text: edit.text };
     let decision = match ruling.decision {
         wit::Decision::Pass => None,
         wit::Decision::Allow => Some(Decision::Allow),
@@ -207,11 +204,8 @@ fn with_evidence<R>(evidence: &Evidence, f: impl FnOnce(wit::Evidence<'_>) -> R)
         .iter()
         .map(|(name, &count)| wit::Count { name: role(name), count: capped(count) })
         .collect();
-    let unread: Vec<_> = coverage
-        .unread
-        .iter()
-        .map(|(name, &count)| wit::Count { name, count: capped(count) })
-        .collect();
+    let unread: Vec<_> =
+        coverage.unread.iter().map(|(name, &count)| wit::Count { name, count: capped(count) }).collect();
     let guard = &evidence.guard;
     f(wit::Evidence {
         score: evidence.score,

@@ -48,8 +48,7 @@ fn every_hostile_call_fails_in_time_and_by_name() {
     let good = load(&engine, &Guest::default()).unwrap();
     let (facts, conversation, evidence) = case::case();
     let slow: Arc<dyn LazyFacts> = Arc::new(Slow);
-    let case =
-        Case { facts: &facts, conversation: &conversation, evidence: &evidence, lazy: Some(&slow) };
+    let case = Case { facts: &facts, conversation: &conversation, evidence: &evidence, lazy: Some(&slow) };
     println!("{:<24} {:<10} {:>9}", "guest", "failure", "ms");
     for (name, kind, guest) in hostile() {
         let plugin = load(&engine, &guest).unwrap_or_else(|error| panic!("{name}: {error}"));
@@ -78,17 +77,19 @@ fn a_hostile_init_does_not_load() {
         assert!(begun.elapsed() < Duration::from_secs(5) + MARGIN);
     };
     // The error of a result: its text is the "no" of 211.
-    check("(i32.store8 (i32.const 16) (i32.const 1)) (i32.store (i32.const 20) (i32.const 211))
-        (i32.store (i32.const 24) (i32.const 2))", |failure| *failure == Failure::Rejects("no".into()));
+    check(
+        "(i32.store8 (i32.const 16) (i32.const 1)) (i32.store (i32.const 20) (i32.const 211))
+        (i32.store (i32.const 24) (i32.const 2))",
+        |failure| *failure == Failure::Rejects("no".into()),
+    );
     check("unreachable", |failure| failure.kind() == "trap");
     check("(loop $l (br $l))", |failure| failure.kind() == "deadline");
     check("(drop (memory.grow (i32.const 60000)))", |failure| failure.kind() == "memory");
     // What runs when a module starts is no way around the limits.
-    let start = Guest {
-        fields: "(start $s) (func $s (loop $l (br $l)))",
-        ..Guest::default()
-    };
-    assert!(matches!(load(&engine, &start), Err(LoadError::Init { failure, .. }) if failure.kind() == "deadline"));
+    let start = Guest { fields: "(start $s) (func $s (loop $l (br $l)))", ..Guest::default() };
+    assert!(
+        matches!(load(&engine, &start), Err(LoadError::Init { failure, .. }) if failure.kind() == "deadline")
+    );
     let large = Guest { fields: "(table 100000000 funcref)", ..Guest::default() };
     assert!(load(&engine, &large).is_err());
 }

@@ -140,9 +140,10 @@ fn replay_shows_what_flips() {
         .to_string()
     };
     let unread = json!({"id": "u", "path": "/v1/models", "decision": "pass", "by": "paths"}).to_string();
-    let monitored = json!({"id": "m", "path": "/", "decision": "allow-monitored", "ruled": "refuse", "score": 0.6,
+    let monitored =
+        json!({"id": "m", "path": "/", "decision": "allow-monitored", "ruled": "refuse", "score": 0.6,
         "hazard": "hate", "prompt": {"bytes": 2, "conversation": {"messages": []}}})
-    .to_string();
+        .to_string();
     let lines = [
         record("a", "allow", 0.1, "cyber"),
         record("b", "refuse", 0.9, "cyber"),
@@ -158,9 +159,12 @@ fn replay_shows_what_flips() {
     fs::write(home.path().join("new.toml"), toml).unwrap();
     let replay = ["replay", "audit.jsonl", "--config", "new.toml"];
     let out = forethought(home.path(), &[&replay[..], &["--json"]].concat());
-    let replayed: Value = serde_json::from_slice(&out.stdout)
-        .unwrap_or_else(|error| panic!("{error}: {}", text(&out.stderr)));
-    assert_eq!((&replayed["decided"], &replayed["skipped"], &replayed["without_text"]), (&json!(4), &json!(1), &json!(3)));
+    let replayed: Value =
+        serde_json::from_slice(&out.stdout).unwrap_or_else(|error| panic!("{error}: {}", text(&out.stderr)));
+    assert_eq!(
+        (&replayed["decided"], &replayed["skipped"], &replayed["without_text"]),
+        (&json!(4), &json!(1), &json!(3))
+    );
     let flips: Vec<_> = replayed["flips"]
         .as_array()
         .unwrap()

@@ -161,7 +161,10 @@ async fn samples_decide_in_the_proxy() {
         ["last", "last", "allowlist", "last", "safe-completion", "pii-redact", "annotate", "escalate"]
     );
     assert_eq!(records[2]["flags"], json!(["allowlisted"]));
-    assert_eq!((&records[2]["tenant"], &records[4]["languages"]), (&json!("Red-Team"), &json!(["xx", "de-ch"])));
+    assert_eq!(
+        (&records[2]["tenant"], &records[4]["languages"]),
+        (&json!("Red-Team"), &json!(["xx", "de-ch"]))
+    );
     assert_eq!(records[7]["upstream"], "careful");
     let policies = records[0]["policies"].as_array().unwrap();
     assert_eq!(policies.len(), 6);

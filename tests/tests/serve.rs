@@ -91,7 +91,8 @@ async fn policies_are_reloaded_on_a_signal_and_on_a_change() {
         let (child, mut log, client) = start(&mut command).await;
         let decision = async || {
             let body = chat("harm", json!({"model": "embedded"})).to_string();
-            let answer = client.open(Method::POST, "/v1/chat/completions", json_headers(), body).await.unwrap();
+            let answer =
+                client.open(Method::POST, "/v1/chat/completions", json_headers(), body).await.unwrap();
             answer.headers()["x-forethought-decision"].to_str().unwrap().to_owned()
         };
         assert_eq!(decision().await, "refuse");

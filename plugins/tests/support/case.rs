@@ -2,15 +2,13 @@
 
 use forethought_core::{
     conversation::{Conversation, Message, Part, Role},
-    evidence::{
-        Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings,
-    },
+    evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings},
     policy::RequestFacts,
     probe::Position,
 };
 
 /// One of everything.
-pub fn case() -> (RequestFacts, Conversation, Evidence) {
+pub(crate) fn case() -> (RequestFacts, Conversation, Evidence) {
     let facts = RequestFacts {
         model: "some-model".into(),
         path: "/v1/chat/completions".into(),
@@ -23,7 +21,13 @@ pub fn case() -> (RequestFacts, Conversation, Evidence) {
     let conversation = Conversation {
         messages: vec![
             Message::text(Role::System, "Be brief."),
-            Message { role: Role::User, parts: vec![Part::Text { text: "h\u{e4}?".into() }, Part::Unread { kind: "image_url".into() }] },
+            Message {
+                role: Role::User,
+                parts: vec![
+                    Part::Text { text: "h\u{e4}?".into() },
+                    Part::Unread { kind: "image_url".into() },
+                ],
+            },
             Message { role: Role::Assistant, parts: vec![Part::Reasoning { text: "hm".into() }, call] },
             Message { role: Role::Tool, parts: vec![Part::ToolResult { text: "42".into() }] },
         ],
@@ -41,7 +45,13 @@ pub fn case() -> (RequestFacts, Conversation, Evidence) {
         direct_score: Some(0.5),
         probe_score: Some(1.0),
         combined_score: None,
-        probes: vec![ProbeReading { name: "p".into(), layer: 18, position: Position::Mean, score: 1.0, threshold: 0.5 }],
+        probes: vec![ProbeReading {
+            name: "p".into(),
+            layer: 18,
+            position: Position::Mean,
+            score: 1.0,
+            threshold: 0.5,
+        }],
         coverage: Coverage {
             roles: [(Role::User, 1)].into(),
             unread: [("image_url".to_owned(), 1)].into(),

@@ -8,19 +8,19 @@ use wit_component::{ComponentEncoder, StringEncoding};
 use wit_parser::{Resolve, UnresolvedPackageGroup};
 
 /// A guest that refuses with "no", but for what is put in place of its pieces.
-pub struct Guest {
+pub(crate) struct Guest {
     /// Other imports, and other top-level fields.
-    pub fields: &'static str,
+    pub(crate) fields: &'static str,
     /// What `init` does before it returns its manifest.
-    pub init: &'static str,
+    pub(crate) init: &'static str,
     /// What both decisions do before they return their ruling.
-    pub decide: &'static str,
+    pub(crate) decide: &'static str,
     /// What `decide-request` returns: the address of a ruling.
-    pub ruling: &'static str,
+    pub(crate) ruling: &'static str,
     /// Whether it says that it is stateful.
-    pub stateful: bool,
+    pub(crate) stateful: bool,
     /// WIT of a world `other` to use in place of `plugin`.
-    pub world: Option<&'static str>,
+    pub(crate) world: Option<&'static str>,
 }
 
 impl Default for Guest {
@@ -31,7 +31,7 @@ impl Default for Guest {
 
 impl Guest {
     /// The component.
-    pub fn component(&self) -> Vec<u8> {
+    pub(crate) fn component(&self) -> Vec<u8> {
         encode(&self.wat(), self.world)
     }
 
@@ -76,7 +76,7 @@ impl Guest {
 }
 
 /// A component of this module and the world `plugin`, or the world `other` of this WIT.
-pub fn encode(wat: &str, world: Option<&str>) -> Vec<u8> {
+pub(crate) fn encode(wat: &str, world: Option<&str>) -> Vec<u8> {
     let wit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit/0.1.0");
     let mut resolve = Resolve::default();
     let (mut package, _) = resolve.push_path(wit).expect("right WIT");
@@ -89,12 +89,13 @@ pub fn encode(wat: &str, world: Option<&str>) -> Vec<u8> {
     let mut module = wat::parse_str(wat).expect("right WAT");
     wit_component::embed_component_metadata(&mut module, &resolve, world, StringEncoding::UTF8)
         .expect("a module");
-    let mut encoder = ComponentEncoder::default().module(&module).expect("a module for this world").validate(true);
+    let mut encoder =
+        ComponentEncoder::default().module(&module).expect("a module for this world").validate(true);
     encoder.encode().expect("a component")
 }
 
 /// The hostile guests that load and then misbehave: name, kind of failure, guest.
-pub fn hostile() -> Vec<(&'static str, &'static str, Guest)> {
+pub(crate) fn hostile() -> Vec<(&'static str, &'static str, Guest)> {
     let guest = |decide| Guest { decide, ..Guest::default() };
     vec![
         ("infinite loop", "deadline", guest("(loop $l (br $l))")),

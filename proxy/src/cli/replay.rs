@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, BufRead as _, BufReader, Write as _},
+    io::{self, BufReader},
     path::PathBuf,
 };
 
@@ -11,9 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use forethought_core::{
     conversation::Conversation,
-    evidence::{
-        Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings,
-    },
+    evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings},
     policy::{Case, PolicyChain, RequestFacts},
 };
 use serde::{Deserialize, Serialize};
@@ -209,7 +207,13 @@ impl Replayed {
     /// # Errors
     /// Those of `out`.
     pub fn write(&self, out: &mut dyn io::Write) -> io::Result<()> {
-        writeln!(out, "{} decided anew, {} flipped; {} that no guard read were skipped", self.decided, self.flips.len(), self.skipped)?;
+        writeln!(
+            out,
+            "{} decided anew, {} flipped; {} that no guard read were skipped",
+            self.decided,
+            self.flips.len(),
+            self.skipped
+        )?;
         if self.without_text > 0 {
             writeln!(
                 out,

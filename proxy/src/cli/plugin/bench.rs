@@ -19,7 +19,7 @@ use crate::cli::print_json;
 
 /// Flags of `forethought plugin bench`.
 #[derive(Args, Clone, Debug)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     /// The plugin's file
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,

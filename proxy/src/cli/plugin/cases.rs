@@ -2,9 +2,7 @@
 
 use forethought_core::{
     conversation::{Conversation, Message, Part, Role},
-    evidence::{
-        Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings,
-    },
+    evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, ProbeReading, Timings},
     policy::{Decision, Opinion, RequestFacts, Said},
 };
 use serde::Deserialize;
@@ -140,7 +138,8 @@ impl TestRequest {
 
 impl TestEvidence {
     pub(super) fn evidence(&self) -> Evidence {
-        let written = self.understanding.is_some() || self.assessment.is_some() || self.reasoned_score.is_some();
+        let written =
+            self.understanding.is_some() || self.assessment.is_some() || self.reasoned_score.is_some();
         Evidence {
             score: self.score,
             path: self.signal.unwrap_or(Path::Reason),
@@ -202,7 +201,11 @@ impl Expected {
             wrong.push(("text".to_owned(), format!("something with {part:?} in it"), plain(&found["text"])));
         }
         for part in self.error.iter().filter(|part| !has("error", part)) {
-            wrong.push(("error".to_owned(), format!("something with {part:?} in it"), plain(&found["error"])));
+            wrong.push((
+                "error".to_owned(),
+                format!("something with {part:?} in it"),
+                plain(&found["error"]),
+            ));
         }
         wrong
     }
@@ -213,7 +216,11 @@ pub(super) fn to_json(said: &Said) -> Value {
     let decision = said.decision.as_ref().map_or("pass", Decision::as_str);
     let mut found = json!({"decision": decision, "reason": said.reason, "flags": said.flags});
     match &said.decision {
-        Some(Decision::Refuse { message: text } | Decision::Annotate { text } | Decision::Redirect { upstream: text }) => {
+        Some(
+            Decision::Refuse { message: text }
+            | Decision::Annotate { text }
+            | Decision::Redirect { upstream: text },
+        ) => {
             found["text"] = json!(text);
         }
         Some(Decision::Rewrite { edits }) => found["edits"] = json!(edits),
@@ -225,7 +232,8 @@ pub(super) fn to_json(said: &Said) -> Value {
 /// What a plugin said, in a line.
 pub(super) fn shown(said: &Said) -> String {
     let found = to_json(said);
-    let text = found.get("text").or(found.get("edits")).map(|text| format!(" {}", plain(text))).unwrap_or_default();
+    let text =
+        found.get("text").or(found.get("edits")).map(|text| format!(" {}", plain(text))).unwrap_or_default();
     let reason = if said.reason.is_empty() { String::new() } else { format!(" because {}", said.reason) };
     say_plainly(&format!("{}{text}{reason}", found["decision"].as_str().unwrap_or_default()))
 }

@@ -17,7 +17,7 @@ use crate::cli::{FAILED, say_plainly};
 
 /// Flags of `forethought plugin check`.
 #[derive(Args, Clone, Debug)]
-pub struct CheckArgs {
+pub(super) struct CheckArgs {
     /// The plugin's file
     #[arg(value_name = "FILE.wasm")]
     file: PathBuf,
@@ -33,7 +33,8 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode> {
     let manifest = plugin.manifest();
     writeln!(out, "name       {} {}", say_plainly(&manifest.name), say_plainly(&manifest.version))?;
     writeln!(out, "interface  forethought:policy/policy@{NEWEST_INTERFACE}")?;
-    let imports = if plugin.imports().is_empty() { "nothing".to_owned() } else { plugin.imports().join(", ") };
+    let imports =
+        if plugin.imports().is_empty() { "nothing".to_owned() } else { plugin.imports().join(", ") };
     writeln!(out, "imports    {imports}")?;
     writeln!(out, "size       {} bytes, sha256 {}", plugin.size(), plugin.sha256())?;
     writeln!(out, "instances  {}", if manifest.stateful { "used again" } else { "new for every call" })?;
@@ -47,7 +48,12 @@ pub(super) fn run(args: &CheckArgs) -> Result<ExitCode> {
     let took = begun.elapsed().as_secs_f64() * 1e3;
     let sound = match said {
         Ok((said, lines)) => {
-            writeln!(out, "request    a harmful one, score {}: {} ({took:.2} ms)", evidence.score, shown(&said))?;
+            writeln!(
+                out,
+                "request    a harmful one, score {}: {} ({took:.2} ms)",
+                evidence.score,
+                shown(&said)
+            )?;
             for line in lines {
                 writeln!(out, "log        {:?}: {}", line.level, say_plainly(&line.message))?;
             }

@@ -15,7 +15,7 @@ use crate::{
 
 /// Flags of `forethought plugin list`.
 #[derive(Args, Clone, Debug)]
-pub struct ListArgs {
+pub(super) struct ListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,

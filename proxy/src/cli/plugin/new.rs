@@ -10,7 +10,7 @@ use crate::cli::progress::say;
 
 /// Flags of `forethought plugin new`.
 #[derive(Args, Clone, Debug)]
-pub struct NewArgs {
+pub(super) struct NewArgs {
     /// What to write it in
     #[arg(long, value_enum, default_value = "rust")]
     lang: Lang,

@@ -2,14 +2,13 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
     process::ExitCode,
 };
 
-use anyhow::{Context as _, Result, bail};
 use anstyle::{AnsiColor, Style};
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use forethought_core::policy::{Case, RequestFacts};
 use forethought_plugins::{Plugin, PluginOptions};
@@ -26,7 +25,7 @@ const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Flags of `forethought plugin test`.
 #[derive(Args, Clone, Debug)]
-pub struct TestArgs {
+pub(super) struct TestArgs {
     /// A folder with `cases.toml`, or a file of that kind
     #[arg(value_name = "DIR")]
     path: PathBuf,
@@ -42,7 +41,9 @@ pub(super) fn run(args: &TestArgs) -> Result<ExitCode> {
     let component = match (&args.component, &cases.component) {
         (Some(own), _) => own.clone(),
         (None, Some(named)) => file.parent().unwrap_or(Path::new("")).join(named),
-        (None, None) => bail!("{} has no `component`; name the plugin's file with --component", file.display()),
+        (None, None) => {
+            bail!("{} has no `component`; name the plugin's file with --component", file.display())
+        }
     };
     let (passed, failed) = run_all(&cases, &component, &mut anstream::stdout())?;
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { FAILED.into() })
