@@ -54,7 +54,7 @@ impl TestProxy {
         std::fs::write(&file, toml).expect("a file");
         let usual = folder.path().join("audit.jsonl").display().to_string();
         let mut flags = vec![("listen", "127.0.0.1:0".to_owned()), ("upstream.url", upstream.to_owned())];
-        if !toml.contains("path = ") {
+        if !toml.contains("audit = { path = ") {
             flags.push(("audit.path", usual));
         }
         let flag =

@@ -90,7 +90,8 @@ async fn policies_are_reloaded_on_a_signal_and_on_a_change() {
         command.args(["--config", "forethought.toml"]);
         let (child, mut log, client) = start(&mut command).await;
         let decision = async || {
-            let body = chat("harm", json!({"model": "embedded"})).to_string();
+            // Streamed: the model's answer has no end.
+            let body = chat("harm", json!({"model": "embedded", "stream": true})).to_string();
             let answer =
                 client.open(Method::POST, "/v1/chat/completions", json_headers(), body).await.unwrap();
             answer.headers()["x-forethought-decision"].to_str().unwrap().to_owned()
