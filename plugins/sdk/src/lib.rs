@@ -1,6 +1,7 @@
 //! SDK for policy plugins of the Forethought proxy.
 //!
-//! A plugin is a type that implements [`Policy`], and one line that exports it:
+//! A plugin is a type that implements [`Policy`], and one line that exports it (its package depends on `serde` too, which
+//! `derive(Deserialize)` looks for):
 //!
 //! ```
 //! use forethought_policy::prelude::*;
