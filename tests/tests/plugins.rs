@@ -275,7 +275,7 @@ async fn a_reload_under_load_is_whole_and_loses_nothing() {
         assert_eq!(versions.len(), 2);
     }
     let count = |text: &str| texts.iter().filter(|found| *found == text).count();
-    println!("{REQUESTS} requests: {} by the old chain, {} by the new", count("v1"), count("v2"));
+    println!("{REQUESTS} requests: {} by the first version, {} by the second", count("v1"), count("v2"));
     assert_eq!(count("v1") + count("v2"), REQUESTS);
 }
 
