@@ -214,7 +214,7 @@ fn hostile() -> (Trace, Checked) {
         guard: GuardVersion { bundle: "<i>".to_owned(), ..GuardVersion::default() },
     };
     let decision = Decision::Refuse { message: "no".to_owned() };
-    let ruling = Ruling { decision, by: "x".to_owned(), reason: "<u>".to_owned() };
+    let ruling = Ruling { decision, by: "x".to_owned(), reason: "<u>".to_owned(), flags: vec![] };
     let checked = Checked { evidence, verdict: Verdict::Harmful, threshold: 0.5, ruling };
     (Trace { probes: vec![probe], tokens }, checked)
 }

@@ -102,7 +102,7 @@ pub fn run(args: &CheckArgs, config: &ConfigArgs) -> Result<ExitCode> {
     let options = Options { mode: config.guard.mode, deadline: None };
     let checked = runtime()?.block_on(async {
         if args.json {
-            return Ok(quietly(guard, &policy, conversation, options, threshold).await?);
+            return quietly(guard, &policy, conversation, options, threshold).await;
         }
         let mut out = anstream::stdout();
         aloud(guard, &policy, conversation, options, threshold, &mut out).await
