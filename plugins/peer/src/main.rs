@@ -58,9 +58,8 @@ fn main() {
     let rate: f64 = done.iter().map(|(taken, elapsed)| taken.len() as f64 / elapsed.as_secs_f64()).sum();
     let mut all: Vec<Duration> = done.into_iter().flat_map(|(taken, _)| taken).collect();
     all.sort_unstable();
-    let micros = |share: f64| {
-        (all[((all.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e7).round() / 10.0
-    };
+    let micros =
+        |share: f64| (all[((all.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e7).round() / 10.0;
     let line = json!({
         "threads": threads,
         "decisions": all.len(),

@@ -140,8 +140,8 @@ pub mod export {
 
     use alloc::{format, string::String};
 
-    pub use crate::bindings::{export, exports::forethought::policy::policy::Guest};
     use crate::Policy;
+    pub use crate::bindings::{export, exports::forethought::policy::policy::Guest};
 
     /// A policy from its configuration.
     pub fn configured<P: Policy>(config: &str) -> Result<P, String> {
@@ -198,7 +198,7 @@ macro_rules! export {
                 }
             }
 
-            $crate::export::export!(Exported with_types_in $crate::bindings);
+    $crate::export::export!(Exported with_types_in $crate::bindings);
         };
     };
 }

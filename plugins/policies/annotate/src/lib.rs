@@ -52,7 +52,8 @@ impl Policy for Annotate {
             _ if index > 0 => format!("{{{piece}"),
             _ => piece.to_owned(),
         });
-        annotate(parts.collect::<String>()).because(format!("score {score:.3} from {} to {}", self.from, self.below))
+        annotate(parts.collect::<String>())
+            .because(format!("score {score:.3} from {} to {}", self.from, self.below))
     }
 }
 

@@ -67,7 +67,8 @@ fn email(text: &str, start: usize) -> Option<usize> {
     let length = run(domain, |c| c.is_alphanumeric() || c == '.' || c == '-');
     let domain = domain[..length].trim_end_matches(['.', '-']);
     let (name, top) = domain.rsplit_once('.')?;
-    let right = local > 0 && !name.is_empty() && top.chars().count() >= 2 && top.chars().all(char::is_alphabetic);
+    let right =
+        local > 0 && !name.is_empty() && top.chars().count() >= 2 && top.chars().all(char::is_alphabetic);
     right.then_some(start + local + 1 + domain.len())
 }
 
@@ -125,7 +126,8 @@ fn iban(text: &str, start: usize) -> Option<usize> {
 /// A plus sign and 8 to 15 digits (E.164).
 fn phone(text: &str, start: usize) -> Option<usize> {
     let digits = text[start..].strip_prefix('+')?;
-    let (digits, end) = spaced(text, text.len() - digits.len(), 16, |c| c.is_ascii_digit() || "()".contains(c));
+    let (digits, end) =
+        spaced(text, text.len() - digits.len(), 16, |c| c.is_ascii_digit() || "()".contains(c));
     let count = digits.bytes().filter(u8::is_ascii_digit).count();
     ((8..=15).contains(&count) && whole(text, end)).then_some(end)
 }

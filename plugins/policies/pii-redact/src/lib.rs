@@ -41,7 +41,11 @@ impl Policy for Redact {
                 edits.push(Edit { message, part, text });
             }
         }
-        if edits.is_empty() { pass() } else { rewrite(edits).because(format!("{found} pieces of personal data")).flag("pii") }
+        if edits.is_empty() {
+            pass()
+        } else {
+            rewrite(edits).because(format!("{found} pieces of personal data")).flag("pii")
+        }
     }
 }
 

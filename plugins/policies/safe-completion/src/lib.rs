@@ -64,7 +64,10 @@ const LINES: [(&str, &str); 9] = [
     ("en-ca", "In Canada, you can call or text 988 at any time."),
     ("en-gb", "In the UK and Ireland, Samaritans answer at 116 123 at any time."),
     ("en-au", "In Australia, Lifeline answers at 13 11 14 at any time."),
-    ("de", "Die Telefonseelsorge ist rund um die Uhr da: in Deutschland 116 123, in Österreich 142, in der Schweiz 143."),
+    (
+        "de",
+        "Die Telefonseelsorge ist rund um die Uhr da: in Deutschland 116 123, in Österreich 142, in der Schweiz 143.",
+    ),
     ("fr", "En France, le 3114 répond à toute heure ; en Belgique le 0800 32 123, en Suisse le 143."),
     ("es", "En España puedes llamar al 024 a cualquier hora; más líneas por país en findahelpline.com."),
     ("es-us", "En Estados Unidos puedes llamar al 988 a cualquier hora y pulsar 2 para español."),
@@ -75,7 +78,8 @@ impl Policy for SafeCompletion {
         if evidence.hazard.as_deref() != Some("self-harm") || evidence.score < self.from {
             return pass();
         }
-        let text = self.texts.find(request, Some("self-harm")).unwrap_or_else(|| built_in(&request.languages));
+        let text =
+            self.texts.find(request, Some("self-harm")).unwrap_or_else(|| built_in(&request.languages));
         refuse(text).because(format!("self-harm at {:.3}, from {}", evidence.score, self.from)).flag("crisis")
     }
 }

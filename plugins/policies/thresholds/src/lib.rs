@@ -45,7 +45,8 @@ impl Default for Thresholds {
 
 impl Policy for Thresholds {
     fn configure(&mut self) -> Result<(), String> {
-        let tenants = self.tenants.values().flat_map(|tenant| tenant.hazards.values().chain(&tenant.threshold));
+        let tenants =
+            self.tenants.values().flat_map(|tenant| tenant.hazards.values().chain(&tenant.threshold));
         let mut all = self.hazards.values().chain(tenants).chain([&self.threshold]);
         match all.find(|threshold| !(**threshold >= 0.0)) {
             Some(wrong) => Err(format!("a threshold must be a probability, not {wrong}")),
