@@ -4,7 +4,7 @@
 //! a [`Plugin`] is one with its configuration, limits and grants, and is a
 //! [`Policy`](forethought_core::policy::Policy) like the built-in ones. Plugins are not trusted: each call has a deadline
 //! (waiting for the host included), a memory cap and a cap on what it may return, and whatever goes wrong in one is a
-//! [`Failure`](error::Failure) of that call and nothing else.
+//! [`Failure`] of that call and nothing else.
 
 mod cache;
 mod call;
