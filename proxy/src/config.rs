@@ -19,6 +19,7 @@ use forethought_core::{
 };
 use http::HeaderValue;
 
+pub(crate) use self::paths::is_plain;
 pub use self::{
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},

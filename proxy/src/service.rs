@@ -20,7 +20,7 @@ use uuid::Uuid;
 use self::route::{Route, route};
 use crate::{
     Body,
-    api::openai_chat,
+    api::{self, WireFormat},
     audit::{AuditLog, Disposition, Exit, Tracked},
     config::{CheckedConfig, Mode, OnFailure, OnUnread},
     reply::Error,
@@ -41,7 +41,8 @@ pub struct Proxy {
 
 /// A request that the guard has read, and what the policy says to it.
 struct Judged {
-    request: openai_chat::Request,
+    format: &'static dyn WireFormat,
+    request: api::Request,
     evidence: Evidence,
     ruling: Ruling,
 }
@@ -84,7 +85,7 @@ impl Proxy {
                 // What did not come in time is not waited for again.
                 let body = body.filter(|_| !matches!(error, Error::BodyTimeout { .. } | Error::Stopping));
                 discard(&head, body, self.config.limits.body_bytes).await;
-                error.response()
+                error.response(api::Voice::of(&head))
             }
         };
         exit.follow(response)
@@ -105,13 +106,15 @@ impl Proxy {
                 exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
                 self.forward(exit, head, self.unread(head, body)?).await
             }
-            Route::Chat if self.config.policy.mode == Mode::Off => {
+            Route::Guarded(format) if self.config.policy.mode == Mode::Off => {
+                exit.record.format = Some(format.name());
                 exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
                 self.forward(exit, head, self.unread(head, body)?).await
             }
-            Route::Chat => {
+            Route::Guarded(format) => {
+                exit.record.format = Some(format.name());
                 let bytes = self.receive(exit, head, body).await?;
-                let judged = self.judge(exit, head, &bytes).await;
+                let judged = self.judge(exit, head, format, &bytes).await;
                 self.act(exit, head, bytes, judged).await
             }
         }
@@ -138,9 +141,15 @@ impl Proxy {
     }
 
     /// Decodes the request, has the guard read it and the policy decide.
-    async fn judge(&self, exit: &mut Exit, head: &request::Parts, body: &Bytes) -> Result<Judged, Error> {
+    async fn judge(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        format: &'static dyn WireFormat,
+        body: &Bytes,
+    ) -> Result<Judged, Error> {
         check_encoding(&head.headers)?;
-        let mut request = openai_chat::decode(body)?;
+        let mut request = format.decode(&head.uri, body)?;
         exit.asked(&request.conversation, &request.model, request.stream);
         let kinds: Vec<&str> = request.conversation.unread().collect();
         self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
@@ -158,7 +167,7 @@ impl Proxy {
 
         let facts = RequestFacts { model: request.model.clone(), path: head.uri.path().to_owned() };
         let ruling = self.policies.decide(&facts, &evidence);
-        Ok(Judged { request, evidence, ruling })
+        Ok(Judged { format, request, evidence, ruling })
     }
 
     /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
@@ -228,11 +237,11 @@ impl Proxy {
                 exit.decided(Disposition::AllowMonitored, &ruling.by, ruling.reason);
                 exit.record.ruled = Some(ruling.decision.as_str());
             }
-            Ok(Judged { request, evidence, ruling }) => match ruling.decision {
+            Ok(Judged { format, request, evidence, ruling }) => match ruling.decision {
                 Decision::Refuse { message } => {
                     exit.decided(Disposition::Refuse, &ruling.by, ruling.reason);
                     let config = &self.config.refusal;
-                    return Ok(openai_chat::refusal::refuse(&request, exit.id, &message, &evidence, config));
+                    return Ok(api::refusal::refuse(format, &request, exit.id, &message, &evidence, config));
                 }
                 Decision::Allow => exit.decided(Disposition::Allow, &ruling.by, ruling.reason),
             },

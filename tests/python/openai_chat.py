@@ -70,7 +70,7 @@ error = raised(openai.InternalServerError, lambda: ask(answering.with_options(ma
 assert (error.status_code, error.code) == (503, "guard_overloaded"), error.body
 error = raised(openai.BadRequestError, lambda: ask(answering, "hi", extra_body={"n": 0}))
 assert (error.code, error.param) == ("bad_shape", "n"), error.body
-error = raised(openai.PermissionDeniedError, lambda: answering.embeddings.create(model="embedded", input="hi"))
+error = raised(openai.PermissionDeniedError, lambda: answering.images.generate(model="embedded", prompt="hi"))
 assert error.code == "path_denied", error.body
 error = raised(openai.NotFoundError, lambda: answering.models.retrieve("other"))
 assert error.code == "model_not_found", error.body

@@ -65,6 +65,9 @@ pub(crate) struct Record {
     pub(crate) method: String,
     /// Without its query.
     pub(crate) path: String,
+    /// The wire format that the guard reads the path in; none where no guard does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) format: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]

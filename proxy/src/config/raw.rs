@@ -351,11 +351,14 @@ pub enum OnDisagreement {
 }
 
 /// What happens to paths that no guard reads. A rule is a method (or `*`) and a path, such as `GET /v1/models/*`;
-/// in a path, `*` stands for one segment and a final `**` for any number. What no rule names is denied.
+/// in a path, `*` stands for one segment, `*:end` for one that ends so, and a final `**` for any number. What no rule names is
+/// denied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPaths {
-    /// Requests that go upstream unread.
+    /// Requests that go upstream unread. By default those that have no model write: lists of models, embeddings, counts of
+    /// tokens, and files (whose contents can't be read where a request names them). Callers that share the upstream's
+    /// key share its files too.
     #[serde(deserialize_with = "list")]
     pub pass: Vec<String>,
     /// Requests that are denied even where `pass` matches.
@@ -365,7 +368,7 @@ pub struct RawPaths {
 
 impl Default for RawPaths {
     fn default() -> Self {
-        Self { pass: vec!["GET /v1/models".to_owned(), "GET /v1/models/*".to_owned()], deny: vec![] }
+        Self { pass: super::paths::WRITES_NOTHING.map(str::to_owned).to_vec(), deny: vec![] }
     }
 }
 

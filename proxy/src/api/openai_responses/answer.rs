@@ -1,0 +1,154 @@
+//! Answers of our own in the shape of the OpenAI responses API.
+//!
+//! A refusal is a part of its own kind. Clients wait for `response.completed`, and check that every piece belongs to an
+//! item and a part that was added before.
+
+use serde_json::{Map, Value, json};
+
+use crate::api::answer::{Answer, End, Envelope, Usage};
+
+pub(super) struct Writer {
+    envelope: Envelope,
+    text: String,
+    /// Number of the next event.
+    sequence: usize,
+}
+
+impl Writer {
+    pub(super) fn new(envelope: Envelope) -> Self {
+        Self { envelope, text: String::new(), sequence: 0 }
+    }
+
+    fn item_id(&self) -> String {
+        format!("msg_{}", self.envelope.id)
+    }
+
+    fn part(&self, text: &str) -> Value {
+        if self.envelope.refusal {
+            json!({"type": "refusal", "refusal": text})
+        } else {
+            json!({"type": "output_text", "text": text, "annotations": [], "logprobs": []})
+        }
+    }
+
+    fn item(&self, status: &str, content: Value) -> Value {
+        json!({
+            "id": self.item_id(),
+            "type": "message",
+            "role": "assistant",
+            "status": status,
+            "content": content,
+        })
+    }
+
+    fn response(&self, status: &str, output: Value, usage: Option<Usage>) -> Value {
+        let incomplete = (status == "incomplete").then(|| json!({"reason": "max_output_tokens"}));
+        let usage = usage.map(|usage| {
+            json!({
+                "input_tokens": usage.prompt,
+                "input_tokens_details": {"cached_tokens": 0},
+                "output_tokens": usage.completion,
+                "output_tokens_details": {"reasoning_tokens": 0},
+                "total_tokens": usage.prompt + usage.completion,
+            })
+        });
+        json!({
+            "id": format!("resp_{}", self.envelope.id),
+            "object": "response",
+            "created_at": self.envelope.created_s(),
+            "status": status,
+            "error": null,
+            "incomplete_details": incomplete,
+            "instructions": null,
+            "metadata": {},
+            "model": self.envelope.model,
+            "output": output,
+            "parallel_tool_calls": true,
+            "temperature": null,
+            "tool_choice": "auto",
+            "tools": [],
+            "top_p": null,
+            "usage": usage,
+        })
+    }
+
+    /// An event, numbered.
+    fn event(&mut self, kind: &str, fields: Value) -> Value {
+        let mut event = Map::new();
+        event.insert("type".to_owned(), kind.into());
+        event.insert("sequence_number".to_owned(), self.sequence.into());
+        self.sequence += 1;
+        event.extend(fields.as_object().cloned().unwrap_or_default());
+        Value::Object(event)
+    }
+
+    /// `delta` or `done` of the text, under its kind's own name.
+    fn piece(&mut self, step: &str, text: &str) -> Value {
+        let (kind, own) =
+            if self.envelope.refusal { ("refusal", "refusal") } else { ("output_text", "text") };
+        let key = if step == "delta" { "delta" } else { own };
+        let mut fields = json!({"item_id": self.item_id(), "output_index": 0, "content_index": 0, key: text});
+        if !self.envelope.refusal {
+            fields["logprobs"] = json!([]);
+        }
+        self.event(&format!("response.{kind}.{step}"), fields)
+    }
+
+    fn is_cut(end: End) -> bool {
+        end == End::Length
+    }
+}
+
+impl Answer for Writer {
+    fn whole(&mut self, text: &str, end: End, usage: Usage) -> Value {
+        let status = if Self::is_cut(end) { "incomplete" } else { "completed" };
+        let output = json!([self.item(status, json!([self.part(text)]))]);
+        let mut body = self.response(status, output, Some(usage));
+        self.envelope.expose(&mut body);
+        body
+    }
+
+    fn open(&mut self, _: usize) -> Vec<Value> {
+        let response = self.response("in_progress", json!([]), None);
+        let item = self.item("in_progress", json!([]));
+        let part = self.part("");
+        let item_id = self.item_id();
+        vec![
+            self.event("response.created", json!({"response": response})),
+            self.event("response.in_progress", json!({"response": response})),
+            self.event("response.output_item.added", json!({"output_index": 0, "item": item})),
+            self.event(
+                "response.content_part.added",
+                json!({"item_id": item_id, "output_index": 0, "content_index": 0, "part": part}),
+            ),
+        ]
+    }
+
+    fn text(&mut self, _: usize, text: &str) -> Vec<Value> {
+        self.text.push_str(text);
+        vec![self.piece("delta", text)]
+    }
+
+    fn close(&mut self, _: usize, end: End) -> Vec<Value> {
+        let text = self.text.clone();
+        let part = self.part(&text);
+        let status = if Self::is_cut(end) { "incomplete" } else { "completed" };
+        let item = self.item(status, json!([part]));
+        let item_id = self.item_id();
+        vec![
+            self.piece("done", &text),
+            self.event(
+                "response.content_part.done",
+                json!({"item_id": item_id, "output_index": 0, "content_index": 0, "part": part}),
+            ),
+            self.event("response.output_item.done", json!({"output_index": 0, "item": item})),
+        ]
+    }
+
+    fn done(&mut self, end: End, usage: Usage) -> Vec<Value> {
+        let text = std::mem::take(&mut self.text);
+        let response = self.whole(&text, end, usage);
+        let kind = if Self::is_cut(end) { "response.incomplete" } else { "response.completed" };
+        vec![self.event(kind, json!({"response": response}))]
+    }
+}
