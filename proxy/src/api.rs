@@ -28,7 +28,7 @@ use self::answer::{Answer, Envelope};
 pub(crate) use self::{
     framing::{Framer, Framing},
     paths::{find, resembles},
-    voice::Voice,
+    voice::{Key, Voice},
 };
 use crate::reply::Error;
 

@@ -70,8 +70,8 @@ pub enum UpstreamConfig {
 pub struct UrlUpstream {
     /// Its base URL.
     pub base: BaseUrl,
-    /// `authorization` header in place of the caller's.
-    pub authorization: Option<Secret>,
+    /// Its key, in place of the caller's.
+    pub key: Option<Secret>,
     /// Time allowed for opening a connection.
     pub connect_timeout: Duration,
     /// Time allowed from sending a request to the head of its answer.
@@ -242,21 +242,32 @@ impl CheckedConfig {
     }
 }
 
-/// A header value that no log shows.
+/// A key that no log shows.
 #[derive(Clone)]
-pub struct Secret(HeaderValue);
+pub struct Secret {
+    plain: HeaderValue,
+    bearer: HeaderValue,
+}
 
 impl Secret {
-    /// `Bearer` and `key`, or `None` where `key` can't stand in a header.
-    pub fn bearer(key: &str) -> Option<Self> {
-        let mut value = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
-        value.set_sensitive(true);
-        Some(Self(value))
+    /// The key, or `None` where it can't stand in a header.
+    pub fn new(key: &str) -> Option<Self> {
+        let value = |text: String| {
+            let mut value = HeaderValue::try_from(text).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        Some(Self { plain: value(key.to_owned())?, bearer: value(format!("Bearer {key}"))? })
     }
 
-    /// The header's value.
-    pub fn header(&self) -> HeaderValue {
-        self.0.clone()
+    /// A header's value: the key.
+    pub fn plain(&self) -> HeaderValue {
+        self.plain.clone()
+    }
+
+    /// A header's value: `Bearer` and the key.
+    pub fn bearer(&self) -> HeaderValue {
+        self.bearer.clone()
     }
 }
 

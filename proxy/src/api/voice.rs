@@ -15,7 +15,18 @@ enum Shape {
     Gemini,
 }
 
-/// What an error to a caller looks like.
+/// How callers show their key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// In the header `authorization`, after `Bearer`.
+    Bearer,
+    /// In the header `x-api-key`.
+    Anthropic,
+    /// In the header `x-goog-api-key`.
+    Google,
+}
+
+/// What the callers of an API expect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Voice {
     shape: Shape,
@@ -49,6 +60,15 @@ impl Voice {
                 Self::GEMINI
             }
             None => Self::openai("messages"),
+        }
+    }
+
+    /// How callers of the API show their key.
+    pub(crate) fn key(self) -> Key {
+        match self.shape {
+            Shape::OpenAi | Shape::Ollama => Key::Bearer,
+            Shape::Anthropic => Key::Anthropic,
+            Shape::Gemini => Key::Google,
         }
     }
 

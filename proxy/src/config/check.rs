@@ -119,19 +119,13 @@ impl Check<'_> {
             self.time("upstream.response_timeout_ms", raw.response_timeout_ms),
             self.time("upstream.idle_timeout_ms", raw.idle_timeout_ms),
         ];
-        let authorization = self.api_key(raw);
+        let key = self.api_key(raw);
         if raw.url == "embedded" {
             return Some(UpstreamConfig::Embedded(embedded));
         }
         let base = self.parsed("upstream.url", BaseUrl::parse(&raw.url))?;
         let [connect_timeout, response_timeout, idle_timeout] = times;
-        Some(UpstreamConfig::Url(UrlUpstream {
-            base,
-            authorization,
-            connect_timeout,
-            response_timeout,
-            idle_timeout,
-        }))
+        Some(UpstreamConfig::Url(UrlUpstream { base, key, connect_timeout, response_timeout, idle_timeout }))
     }
 
     /// The upstream's key. Messages name the variable or the file, never what they hold.
@@ -155,9 +149,7 @@ impl Check<'_> {
         };
         let secret = key.and_then(|key| match key.trim() {
             "" => Err("the key is empty".to_owned()),
-            key => {
-                Secret::bearer(key).ok_or_else(|| "the key holds characters that a header can't".to_owned())
-            }
+            key => Secret::new(key).ok_or_else(|| "the key holds characters that a header can't".to_owned()),
         });
         self.parsed(setting, secret)
     }

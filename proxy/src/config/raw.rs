@@ -64,8 +64,9 @@ pub struct RawUpstream {
     /// `embedded`, or the base URL of an OpenAI-compatible API as its clients take it, such as
     /// `https://llm.example/v1`. A URL without a path means `/v1`.
     pub url: String,
-    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's
-    /// `authorization` header, which is passed on otherwise.
+    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's,
+    /// which is passed on otherwise, in the header of the API that is asked: `authorization`, `x-api-key` or
+    /// `x-goog-api-key`.
     pub api_key_env: Option<String>,
     /// File that holds the upstream's API key, instead of `api_key_env`.
     pub api_key_file: Option<String>,
