@@ -16,19 +16,24 @@ mod openai_completions;
 mod openai_responses;
 mod paths;
 pub(crate) mod refusal;
+mod tail;
 #[cfg(test)]
 mod tests;
 mod text;
 mod voice;
+mod written;
 
 use forethought_core::conversation::Conversation;
 use http::Uri;
+use serde_json::Value;
 
 use self::answer::{Answer, Envelope};
 pub(crate) use self::{
     framing::{Framer, Framing},
     paths::{find, resembles},
+    tail::Tail,
     voice::{Key, Voice},
+    written::{Channel, Piece},
 };
 use crate::reply::Error;
 
@@ -64,6 +69,17 @@ pub(crate) trait WireFormat: Sync {
 
     /// Writes an answer of our own.
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer>;
+
+    /// What a model wrote in one value of a streamed answer, or in a whole one.
+    fn written(&self, value: &Value) -> Vec<Piece>;
+
+    /// Follows a streamed answer, so that it can be ended with a refusal that looks as `envelope` says.
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail>;
+
+    /// What keeps a stream alive while nothing else may be sent.
+    fn keepalive(&self) -> &'static [u8] {
+        b": still reading\n\n"
+    }
 
     /// Where the embedded model finds what it needs to know.
     fn parameters(&self) -> &'static Parameters;

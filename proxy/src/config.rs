@@ -26,7 +26,7 @@ pub use self::{
     raw::{
         AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
         OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawPaths, RawPolicy,
-        RawProbe, RawRefusal, RawUpstream, RefusalField,
+        RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalField,
     },
 };
 use crate::upstream::BaseUrl;
@@ -46,6 +46,8 @@ pub struct CheckedConfig {
     pub paths: PathRules,
     /// Bounds on what a caller may take up.
     pub limits: Limits,
+    /// Whether and how the guard reads answers; `None` where it doesn't.
+    pub response_guard: Option<ResponseGuardConfig>,
     /// The shape of refusals.
     pub refusal: RefusalConfig,
     /// The record of every request; `None` keeps none.
@@ -189,6 +191,19 @@ pub struct Limits {
     pub connections: usize,
     /// Time that running requests have to end after a stop signal.
     pub drain_timeout: Duration,
+}
+
+/// How the guard reads answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseGuardConfig {
+    /// New text that a judgement waits for, in bytes.
+    pub hold_bytes: usize,
+    /// Text that is still held back once it was read, in bytes.
+    pub overlap_bytes: usize,
+    /// Longest answer in one piece, and longest piece of a streamed one, in bytes.
+    pub max_bytes: usize,
+    /// Time after which a stream that is held back gets a sign of life.
+    pub keepalive: Duration,
 }
 
 /// The shape of refusals.

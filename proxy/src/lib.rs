@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod log;
 mod reply;
+mod response;
 pub mod server;
 mod service;
 pub mod upstream;

@@ -63,6 +63,10 @@ pub(crate) enum Error {
     UpstreamTimeout { after: Duration },
     #[error("the upstream broke off before it answered")]
     UpstreamBroken,
+    #[error(
+        "the guard can't read the upstream's answer ({why}), so it is not passed on (the setting `policy.on_unreadable`)"
+    )]
+    AnswerUnreadable { why: &'static str },
     #[error("the embedded model has no {path}")]
     NotFound { path: String },
     #[error("the model does not exist; the embedded model's name is `embedded`")]
@@ -119,6 +123,7 @@ impl Error {
             Self::UpstreamUnreachable => (S::BAD_GATEWAY, "upstream_unreachable", Retry::ByStatus),
             Self::UpstreamTimeout { .. } => (S::GATEWAY_TIMEOUT, "upstream_timeout", Retry::ByStatus),
             Self::UpstreamBroken => (S::BAD_GATEWAY, "upstream_broken", Retry::ByStatus),
+            Self::AnswerUnreadable { .. } => (S::FORBIDDEN, "unreadable_answer", Retry::Never),
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found", Retry::ByStatus),
             Self::NoSuchModel => (S::NOT_FOUND, "model_not_found", Retry::ByStatus),
             Self::Unsupported { .. } => (S::BAD_REQUEST, "unsupported_parameter", Retry::ByStatus),

@@ -6,11 +6,12 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use forethought_core::{
+    conversation::Conversation,
     evidence::Evidence,
     guard::{Event, Guard, GuardError, Options},
     policy::{Decision, PolicyChain, RequestFacts, Ruling},
 };
-use http::{HeaderMap, Request, Response, header, request};
+use http::{HeaderMap, HeaderValue, Request, Response, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::{sync::watch, time::timeout};
@@ -20,10 +21,11 @@ use uuid::Uuid;
 use self::route::{Route, route};
 use crate::{
     Body,
-    api::{self, WireFormat},
+    api::{self, WireFormat, answer::Envelope},
     audit::{AuditLog, Disposition, Exit, Tracked},
     config::{CheckedConfig, Mode, OnFailure, OnUnread},
     reply::Error,
+    response::{Cut, Reader, Whole},
     server::Cutoff,
     upstream::{Sent, Upstream},
 };
@@ -32,7 +34,7 @@ use crate::{
 pub struct Proxy {
     pub(crate) config: CheckedConfig,
     guard: Arc<dyn Guard>,
-    policies: PolicyChain,
+    policies: Arc<PolicyChain>,
     upstream: Upstream,
     pub(crate) audit: AuditLog,
     /// Set to true when the time to end requests properly is over.
@@ -43,6 +45,8 @@ pub struct Proxy {
 struct Judged {
     format: &'static dyn WireFormat,
     request: api::Request,
+    conversation: Arc<Conversation>,
+    facts: RequestFacts,
     evidence: Evidence,
     ruling: Ruling,
 }
@@ -57,6 +61,7 @@ impl Proxy {
         upstream: Upstream,
         audit: AuditLog,
     ) -> Self {
+        let policies = Arc::new(policies);
         Self { config, guard, policies, upstream, audit, cut: watch::Sender::new(false) }
     }
 
@@ -157,7 +162,8 @@ impl Proxy {
         })?;
 
         let since = Instant::now();
-        let examined = self.examine(exit, std::mem::take(&mut request.conversation)).await;
+        let conversation = Arc::new(std::mem::take(&mut request.conversation));
+        let examined = self.examine(exit, conversation.clone()).await;
         exit.stage(since, |stages| &mut stages.guard_ms);
         let evidence = examined?;
         exit.found(&evidence);
@@ -167,18 +173,14 @@ impl Proxy {
 
         let facts = RequestFacts { model: request.model.clone(), path: head.uri.path().to_owned() };
         let ruling = self.policies.decide(&facts, &evidence);
-        Ok(Judged { format, request, evidence, ruling })
+        Ok(Judged { format, request, conversation, facts, evidence, ruling })
     }
 
     /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
-    async fn examine(
-        &self,
-        exit: &mut Exit,
-        conversation: forethought_core::conversation::Conversation,
-    ) -> Result<Evidence, Error> {
+    async fn examine(&self, exit: &mut Exit, conversation: Arc<Conversation>) -> Result<Evidence, Error> {
         let deadline = self.config.guard.deadline;
         let options = Options { mode: self.config.guard.mode, deadline: Some(deadline) };
-        let mut examination = self.guard.examine(Arc::new(conversation), options);
+        let mut examination = self.guard.examine(conversation, options);
         let events = async {
             loop {
                 match examination.next().await {
@@ -233,17 +235,22 @@ impl Proxy {
     ) -> Result<Response<Body>, Error> {
         let monitor = self.config.policy.mode == Mode::Monitor;
         match judged {
-            Ok(Judged { ruling, .. }) if monitor => {
-                exit.decided(Disposition::AllowMonitored, &ruling.by, ruling.reason);
-                exit.record.ruled = Some(ruling.decision.as_str());
+            Ok(judged) if monitor => {
+                exit.decided(Disposition::AllowMonitored, &judged.ruling.by, &*judged.ruling.reason);
+                exit.record.ruled = Some(judged.ruling.decision.as_str());
+                return self.read_reply(exit, head, body, judged).await;
             }
-            Ok(Judged { format, request, evidence, ruling }) => match ruling.decision {
+            Ok(judged) => match &judged.ruling.decision {
                 Decision::Refuse { message } => {
-                    exit.decided(Disposition::Refuse, &ruling.by, ruling.reason);
+                    exit.decided(Disposition::Refuse, &judged.ruling.by, &*judged.ruling.reason);
+                    let Judged { format, request, evidence, .. } = &judged;
                     let config = &self.config.refusal;
-                    return Ok(api::refusal::refuse(format, &request, exit.id, &message, &evidence, config));
+                    return Ok(api::refusal::refuse(*format, request, exit.id, message, evidence, config));
                 }
-                Decision::Allow => exit.decided(Disposition::Allow, &ruling.by, ruling.reason),
+                Decision::Allow => {
+                    exit.decided(Disposition::Allow, &judged.ruling.by, &*judged.ruling.reason);
+                    return self.read_reply(exit, head, body, judged).await;
+                }
             },
             Err(error) if monitor => {
                 exit.decided(Disposition::AllowMonitored, "policy.mode", error.to_string());
@@ -258,6 +265,63 @@ impl Proxy {
             }
         }
         self.forward(exit, head, Sent::Read(body)).await
+    }
+
+    /// Sends an allowed request on; where the setting `response_guard` is on, the guard reads the answer too.
+    async fn read_reply(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: Bytes,
+        judged: Judged,
+    ) -> Result<Response<Body>, Error> {
+        let Some(config) = self.config.response_guard else {
+            return self.forward(exit, head, Sent::Read(body)).await;
+        };
+        // What is compressed can't be read.
+        let mut plain = head.clone();
+        plain.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        let response = self.forward(exit, &plain, Sent::Read(body)).await?;
+        let Judged { format, request, conversation, facts, .. } = judged;
+        let reader = Reader {
+            format,
+            guard: self.guard.clone(),
+            policies: self.policies.clone(),
+            options: Options { mode: self.config.guard.mode, deadline: Some(self.config.guard.deadline) },
+            deadline: self.config.guard.deadline,
+            policy: self.config.policy.clone(),
+            config,
+            conversation,
+            facts,
+            monitor: self.config.policy.mode == Mode::Monitor,
+            noted: exit.reply.clone(),
+        };
+        let cut = match reader.cut(&response) {
+            Ok(cut) => cut,
+            Err(error) => return Err(denied(exit, error)),
+        };
+        match cut {
+            None => Ok(response),
+            Some(Cut::Whole) => match reader.whole(response).await {
+                Err(error) => Err(denied(exit, error)),
+                Ok(Whole::Sent(response)) => Ok(response),
+                Ok(Whole::Refused(text, evidence)) => {
+                    exit.decided(Disposition::Refuse, "response_guard", "the answer was refused");
+                    let config = &self.config.refusal;
+                    Ok(api::refusal::refuse(format, &request, exit.id, &text, &evidence, config))
+                }
+            },
+            Some(cut) => {
+                let envelope = Envelope {
+                    choices: request.choices,
+                    refusal: true,
+                    finish: self.config.refusal.finish_reason,
+                    field: self.config.refusal.field,
+                    ..Envelope::new(exit.id, &request.model)
+                };
+                Ok(reader.streamed(response, cut, format.tail(envelope), request.framing))
+            }
+        }
     }
 
     /// Sends the request on, and gives back what the upstream answers.
@@ -289,6 +353,12 @@ impl Proxy {
             Limited::new(incoming, limit).boxed_unsync()
         }))
     }
+}
+
+/// Notes that an answer is not passed on for this error.
+fn denied(exit: &mut Exit, error: Error) -> Error {
+    exit.decided(Disposition::Deny, "response_guard", error.to_string());
+    error
 }
 
 /// The setting that denies a request with this error.

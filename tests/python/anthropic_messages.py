@@ -5,9 +5,11 @@ from functools import partial
 import anthropic
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, TEXT, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, TEXT, raised
 
-answering, denying = (anthropic.Anthropic(base_url=url, api_key="unused") for url in (ANSWERING, DENYING))
+answering, denying, cutting = (
+    anthropic.Anthropic(base_url=url, api_key="unused") for url in (ANSWERING, DENYING, CUTTING)
+)
 case = partial(matrix.case, "anthropic-messages", "anthropic")
 
 
@@ -20,9 +22,9 @@ def ask(client, content, **more):
     return client.messages.create(messages=messages(content), **more)
 
 
-def final(text):
+def final(text, client=answering):
     """The text and the final message of the stream helper."""
-    with answering.messages.stream(model="embedded", max_tokens=64, messages=messages(text)) as stream:
+    with client.messages.stream(model="embedded", max_tokens=64, messages=messages(text)) as stream:
         pieces = list(stream.text_stream)
         return "".join(pieces), stream.get_final_text(), stream.get_final_message()
 
@@ -51,6 +53,14 @@ for stream in (False, True):
     error = raised(anthropic.PermissionDeniedError, lambda: ask(denying, "harm", stream=stream))
     assert error.body["error"]["type"] == "permission_error" and REFUSAL in str(error), error.body
     case("refused with 403, streamed" if stream else "refused with 403", "`PermissionDeniedError`, type `permission_error`, not retried")
+
+answer = ask(cutting, "hi")
+assert (answer.content[0].text, answer.stop_reason) == (REFUSAL, "refusal"), answer
+case("answer refused", "as a refused request")
+pieces, text, message = final("hi", cutting)
+assert (pieces, message.stop_reason) == (CUT, "refusal"), message
+assert [block.text for block in message.content] == ["Hello there,", REFUSAL], message
+case("answer refused in the middle, streamed", "the text so far, then a second block with the refusal, stop reason `refusal`")
 
 error = raised(anthropic.PermissionDeniedError, lambda: ask(answering, "break"))
 assert error.body["error"]["code"] == "guard_failed", error.body

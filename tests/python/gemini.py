@@ -6,11 +6,11 @@ from google import genai
 from google.genai import errors, types
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, TEXT, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, TEXT, raised
 
-answering, denying = (
+answering, denying, cutting = (
     genai.Client(api_key="unused", vertexai=False, http_options=types.HttpOptions(base_url=url))
-    for url in (ANSWERING, DENYING)
+    for url in (ANSWERING, DENYING, CUTTING)
 )
 case = partial(matrix.case, "gemini", "google-genai")
 
@@ -56,6 +56,13 @@ for stream, call in [(False, ask), (True, read)]:
     error = raised(errors.ClientError, lambda: call(denying, "harm"))
     assert (error.code, error.status, error.message) == (403, "PERMISSION_DENIED", REFUSAL), error
     case("refused with 403, streamed" if stream else "refused with 403", "`ClientError`, status `PERMISSION_DENIED`, not retried")
+
+answer = ask(cutting, "hi")
+assert (answer.text, answer.candidates[0].finish_reason) == (REFUSAL, types.FinishReason.SAFETY), answer
+case("answer refused", "as a refused request")
+text, last = read(cutting, "hi")
+assert (text, last.candidates[0].finish_reason) == (CUT, types.FinishReason.SAFETY), last
+case("answer refused in the middle, streamed", "the text so far, the refusal, finish reason `SAFETY`")
 
 error = raised(errors.ClientError, lambda: ask(answering, "break"))
 assert error.status == "PERMISSION_DENIED", error

@@ -2,10 +2,12 @@
 
 import sys
 
-#: A proxy that refuses with 200, and one that refuses with 403.
-ANSWERING, DENYING = sys.argv[1:3]
+#: A proxy that refuses with 200, one that refuses with 403, and one that reads answers and finds each of them harmful.
+ANSWERING, DENYING, CUTTING = sys.argv[1:4]
 REFUSAL = "I can't help with that."
 TEXT = "Hello there."
+#: What is left of a streamed answer that is cut.
+CUT = "Hello there," + REFUSAL
 
 
 def case(form, client, name, seen):

@@ -6,9 +6,9 @@ from importlib.metadata import version
 import ollama
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, TEXT, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, TEXT, raised
 
-answering, denying = ollama.Client(host=ANSWERING), ollama.Client(host=DENYING)
+answering, denying, cutting = (ollama.Client(host=url) for url in (ANSWERING, DENYING, CUTTING))
 
 
 def chat(client, text, model="embedded", **more):
@@ -53,6 +53,12 @@ for form, ask, where in [("ollama-chat", chat, "message.content"), ("ollama-gene
         error = raised(ollama.ResponseError, lambda: list(ask(denying, "harm", stream=stream)))
         assert (message(error), error.status_code) == (REFUSAL, 403), error
         case("refused with 403, streamed" if stream else "refused with 403", "`ResponseError`, status 403, not retried")
+
+    assert text_of(ask(cutting, "hi")) == REFUSAL
+    case("answer refused", "as a refused request")
+    lines = list(ask(cutting, "hi", stream=True))
+    assert "".join(map(text_of, lines)) == CUT and lines[-1].done_reason == "stop", lines
+    case("answer refused in the middle, streamed", "the text so far, the refusal, the last line `done`; no word for a refusal")
 
     error = raised(ollama.ResponseError, lambda: ask(answering, "break"))
     assert error.status_code == 403 and "broken" in message(error), error

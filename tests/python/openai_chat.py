@@ -6,9 +6,11 @@ import openai
 import pydantic
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, raised
 
-answering, denying = (openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) for url in (ANSWERING, DENYING))
+answering, denying, cutting = (
+    openai.OpenAI(base_url=f"{url}/v1", api_key="unused", max_retries=2) for url in (ANSWERING, DENYING, CUTTING)
+)
 case = partial(matrix.case, "openai-chat", "openai")
 
 
@@ -74,6 +76,18 @@ for stream in (False, True):
     assert (error.code, error.type, error.param) == ("content_filter", "permission_error", "messages"), error.body
     assert REFUSAL in error.message
     case("refused with 403, streamed" if stream else "refused with 403", "`PermissionDeniedError`, code `content_filter`, not retried")
+
+# Refused by what the model wrote.
+answer = ask(cutting, "hi")
+assert (answer.choices[0].message.content, answer.choices[0].finish_reason) == (REFUSAL, "content_filter"), answer
+case("answer refused", "as a refused request")
+text, finish, usage = read(ask(cutting, "hi", stream=True))
+assert (text, finish) == (CUT, "content_filter"), (text, finish)
+with cutting.chat.completions.stream(model="embedded", messages=messages("hi")) as stream:
+    for _ in stream:
+        pass
+    raised(openai.ContentFilterFinishReasonError, stream.get_final_completion)
+case("answer refused in the middle, streamed", "the text so far, the refusal, finish reason `content_filter`; the stream helper raises `ContentFilterFinishReasonError`")
 
 # Errors.
 error = raised(openai.PermissionDeniedError, lambda: ask(answering, "break"))

@@ -5,9 +5,11 @@ from functools import partial
 import openai
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, TEXT, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, TEXT, raised
 
-answering, denying = (openai.OpenAI(base_url=f"{url}/v1", api_key="unused") for url in (ANSWERING, DENYING))
+answering, denying, cutting = (
+    openai.OpenAI(base_url=f"{url}/v1", api_key="unused") for url in (ANSWERING, DENYING, CUTTING)
+)
 case = partial(matrix.case, "openai-completions", "openai")
 
 
@@ -44,6 +46,12 @@ for stream in (False, True):
     error = raised(openai.PermissionDeniedError, lambda: ask(denying, "harm", stream=stream))
     assert (error.code, error.param) == ("content_filter", "prompt"), error.body
     case("refused with 403, streamed" if stream else "refused with 403", "`PermissionDeniedError`, code `content_filter`, not retried")
+
+assert ask(cutting, "hi").choices[0].text == REFUSAL
+case("answer refused", "as a refused request")
+text, finish, usage = read(ask(cutting, "hi", stream=True))
+assert (text, finish) == (CUT, "content_filter"), (text, finish)
+case("answer refused in the middle, streamed", "the text so far, the refusal, finish reason `content_filter`")
 
 error = raised(openai.PermissionDeniedError, lambda: ask(answering, "break"))
 assert error.code == "guard_failed", error.body

@@ -6,9 +6,11 @@ import openai
 import pydantic
 
 import matrix
-from matrix import ANSWERING, DENYING, REFUSAL, TEXT, raised
+from matrix import ANSWERING, CUT, CUTTING, DENYING, REFUSAL, TEXT, raised
 
-answering, denying = (openai.OpenAI(base_url=f"{url}/v1", api_key="unused") for url in (ANSWERING, DENYING))
+answering, denying, cutting = (
+    openai.OpenAI(base_url=f"{url}/v1", api_key="unused") for url in (ANSWERING, DENYING, CUTTING)
+)
 case = partial(matrix.case, "openai-responses", "openai")
 
 
@@ -63,6 +65,18 @@ for stream in (False, True):
     error = raised(openai.PermissionDeniedError, lambda: ask(denying, "harm", stream=stream))
     assert (error.code, error.param) == ("content_filter", "input"), error.body
     case("refused with 403, streamed" if stream else "refused with 403", "`PermissionDeniedError`, code `content_filter`, not retried")
+
+assert refusal(ask(cutting, "hi")) == REFUSAL
+case("answer refused", "as a refused request")
+events = list(ask(cutting, "hi", stream=True))
+assert [event.sequence_number for event in events] == list(range(len(events))), events
+told = [event.delta for event in events if event.type in ("response.output_text.delta", "response.refusal.delta")]
+assert "".join(told) == CUT, events
+with cutting.responses.stream(model="embedded", input="hi") as stream:
+    for _ in stream:
+        pass
+    assert refusal(stream.get_final_response()) == REFUSAL
+case("answer refused in the middle, streamed", "the text so far, then a second item with the refusal; the final response holds the refusal alone")
 
 error = raised(openai.PermissionDeniedError, lambda: ask(answering, "break"))
 assert error.code == "guard_failed", error.body

@@ -53,6 +53,8 @@ struct Run {
     answering: Vec<Value>,
     /// Records of the proxy that refuses with 403.
     denying: Vec<Value>,
+    /// Records of the proxy that reads answers, and refuses each.
+    cutting: Vec<Value>,
 }
 
 impl Run {
@@ -77,7 +79,10 @@ async fn run(script: &str) -> Run {
     let model = FakeModel::saying(&["Hello", " there", "."]);
     let answering = TestProxy::embedded(&guard, &model, "").await;
     let denying = TestProxy::embedded(&guard, &model, "refusal.status = 403").await;
-    let urls = [answering.url(), denying.url()];
+    let model = FakeModel::saying(&["Hello", " there,", " now comes", " harm", " and more."]);
+    let toml = "[response_guard]\nenabled = true\nhold_bytes = 5\noverlap_bytes = 4";
+    let cutting = TestProxy::embedded(&guard, &model, toml).await;
+    let urls = [answering.url(), denying.url(), cutting.url()];
     let file = folder().join(script);
     let run = tokio::task::spawn_blocking(move || {
         let packages = packages();
@@ -93,7 +98,12 @@ async fn run(script: &str) -> Run {
         let cells: Vec<_> = line.strip_prefix("case\t")?.split('\t').map(str::to_owned).collect();
         Some(cells.try_into().unwrap())
     });
-    Run { rows: rows.collect(), answering: answering.records().await, denying: denying.records().await }
+    Run {
+        rows: rows.collect(),
+        answering: answering.records().await,
+        denying: denying.records().await,
+        cutting: cutting.records().await,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,6 +124,11 @@ async fn every_client_understands_every_answer() {
         assert_eq!(run.failed("guard_overloaded"), formats * (1 + retries), "{script}");
         let refused = run.denying.iter().filter(|record| record["decision"] == "refuse").count();
         assert_eq!(refused, 2 * formats, "{script}");
+        let cut: Vec<_> = run.cutting.iter().map(|record| &record["reply"]["decision"]).collect();
+        assert!(
+            cut.len() >= 2 * formats && cut.iter().all(|decision| *decision == "refuse"),
+            "{script}: {cut:?}"
+        );
         rows.extend(run.rows);
     }
     let mut text = "# What clients make of the answers\n\n\

@@ -10,7 +10,7 @@ use http::Uri;
 use serde_json::{Map, Value};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields, json,
     text::{plain, push, rest, said, unknown, unread},
@@ -62,6 +62,18 @@ impl WireFormat for AnthropicMessages {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(answer::Writer(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        answer::written(value)
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        Box::new(answer::BlockTail::new(envelope))
+    }
+
+    fn keepalive(&self) -> &'static [u8] {
+        b"event: ping\ndata: {\"type\":\"ping\"}\n\n"
     }
 
     fn parameters(&self) -> &'static Parameters {

@@ -10,10 +10,12 @@ use http::Uri;
 use serde_json::{Map, Value};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields, json,
+    tail::ListTail,
     text::{is_payload, joined, plain, prose_entry, push, rest, unknown, unread},
+    written,
 };
 use crate::reply::Error;
 
@@ -139,6 +141,15 @@ impl WireFormat for Gemini {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(answer::Writer(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        written::choices(&value["candidates"], |candidate| vec![&candidate["content"]])
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "candidates"))
     }
 
     fn parameters(&self) -> &'static Parameters {

@@ -7,10 +7,12 @@ use http::Uri;
 use serde_json::{Map, Value};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Channel, Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields, json,
+    tail::ListTail,
     text::{plain, push, rest, said, text_or_prose, unread},
+    written,
 };
 use crate::reply::Error;
 
@@ -70,6 +72,19 @@ impl WireFormat for OllamaChat {
         Box::new(answer::Writer::chat(envelope))
     }
 
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        ollama_written(value)
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "none"))
+    }
+
+    fn keepalive(&self) -> &'static [u8] {
+        b""
+    }
+
     fn parameters(&self) -> &'static Parameters {
         &PARAMETERS
     }
@@ -90,6 +105,16 @@ pub(super) fn request(
         include_usage: true,
         choices: 1,
     })
+}
+
+/// What a model wrote in a line of either format.
+pub(super) fn ollama_written(value: &Value) -> Vec<Piece> {
+    let told = ["message", "response", "thinking"].into_iter().filter_map(|key| Some((key, value.get(key)?)));
+    told.flat_map(|(key, value)| {
+        let channel = if key == "thinking" { Channel::Reasoning } else { Channel::Text };
+        written::texts(value, 0, channel, false)
+    })
+    .collect()
 }
 
 /// One unread part for each image.

@@ -7,10 +7,11 @@ use http::Uri;
 use serde_json::Value;
 
 use super::{
-    Envelope, Parameters, Request, Voice, WireFormat,
+    Envelope, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields,
-    ollama_chat::{PARAMETERS, answer::Writer, images, request},
+    ollama_chat::{PARAMETERS, answer::Writer, images, ollama_written, request},
+    tail::ListTail,
     text::unread,
 };
 use crate::reply::Error;
@@ -56,6 +57,19 @@ impl WireFormat for OllamaGenerate {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(Writer::generate(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        ollama_written(value)
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "none"))
+    }
+
+    fn keepalive(&self) -> &'static [u8] {
+        b""
     }
 
     fn parameters(&self) -> &'static Parameters {

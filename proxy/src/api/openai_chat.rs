@@ -14,10 +14,12 @@ use http::Uri;
 use serde_json::{Map, Value};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields, json,
+    tail::ListTail,
     text::{is_payload, is_word, joined, prose_entry, text_or_prose, unread},
+    written,
 };
 use crate::reply::Error;
 
@@ -39,6 +41,15 @@ impl WireFormat for OpenAiChat {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(answer::Answer(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        written::choices(&value["choices"], |choice| vec![&choice["delta"], &choice["message"]])
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "choices"))
     }
 
     fn parameters(&self) -> &'static Parameters {

@@ -7,11 +7,13 @@ use http::Uri;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::{Answer, End, Usage},
     fields,
     openai_chat::answer::{finish_reason, usage},
+    tail::ListTail,
     text::unread,
+    written,
 };
 use crate::reply::Error;
 
@@ -66,6 +68,15 @@ impl WireFormat for OpenAiCompletions {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(Writer(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        written::choices(&value["choices"], |choice| vec![&choice["text"]])
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "choices"))
     }
 
     fn parameters(&self) -> &'static Parameters {

@@ -10,7 +10,7 @@ use http::Uri;
 use serde_json::{Map, Value};
 
 use super::{
-    Envelope, Framing, Parameters, Request, Voice, WireFormat,
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
     fields, json,
     text::{is_word, joined, plain, prose_entry, push, rest, said, unknown, unread},
@@ -107,6 +107,14 @@ impl WireFormat for OpenAiResponses {
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
         Box::new(answer::Writer::new(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        answer::written(value)
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        Box::new(answer::ItemTail::new(envelope))
     }
 
     fn parameters(&self) -> &'static Parameters {

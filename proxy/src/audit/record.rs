@@ -95,6 +95,9 @@ pub(crate) struct Record {
     pub(crate) prompt: Option<Prompt>,
     pub(crate) version: &'static str,
     pub(crate) config_sha256: String,
+    /// What the guard found of the answer; none where it does not read answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reply: Option<Reply>,
     pub(crate) timings: Stages,
     /// Status of the answer; none where there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -102,6 +105,21 @@ pub(crate) struct Record {
     /// Bytes of the answer's body that were handed to the connection.
     pub(crate) bytes: u64,
     pub(crate) outcome: Outcome,
+}
+
+/// What the guard found of an answer, by its latest judgement.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reply {
+    /// `allow`, `refuse` or `deny`.
+    pub(crate) decision: &'static str,
+    pub(crate) by: String,
+    pub(crate) reason: String,
+    /// How often the reply was read; each time it had grown.
+    pub(crate) judgements: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hazard: Option<Hazard>,
 }
 
 /// What the guard found.

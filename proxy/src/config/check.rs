@@ -20,7 +20,8 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
     PolicyConfig, ProbeConfig, Problem, Problems, Raw, RawAudit, RawCascade, RawGuard, RawLimits, RawPolicy,
-    RawProbe, RawRefusal, RawUpstream, RefusalConfig, Secret, UpstreamConfig, UrlUpstream,
+    RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalConfig, ResponseGuardConfig, Secret,
+    UpstreamConfig, UrlUpstream,
 };
 use crate::upstream::BaseUrl;
 
@@ -37,6 +38,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
         deny: check.rules("paths.deny", &raw.paths.deny),
     };
     let limits = check.limits(&raw.limits);
+    let response_guard = check.response_guard(&raw.response_guard);
     let refusal = check.refusal(&raw.refusal);
     let audit = check.audit(&raw.audit);
     check.require("log.level", EnvFilter::try_new(&raw.log.level).is_ok(), || {
@@ -50,6 +52,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
             policy,
             paths,
             limits,
+            response_guard,
             refusal,
             audit,
             log: LogConfig { format: raw.log.format, level: raw.log.level.clone() },
@@ -255,6 +258,16 @@ impl Check<'_> {
             connections: self.at_least("limits.connections", raw.connections, 1),
             drain_timeout: self.time("limits.drain_timeout_ms", raw.drain_timeout_ms),
         }
+    }
+
+    fn response_guard(&mut self, raw: &RawResponseGuard) -> Option<ResponseGuardConfig> {
+        let checked = ResponseGuardConfig {
+            hold_bytes: self.at_least("response_guard.hold_bytes", raw.hold_bytes, 1),
+            overlap_bytes: raw.overlap_bytes,
+            max_bytes: self.at_least("response_guard.max_bytes", raw.max_bytes, 1),
+            keepalive: self.time("response_guard.keepalive_ms", raw.keepalive_ms),
+        };
+        raw.enabled.then_some(checked)
     }
 
     fn refusal(&mut self, raw: &RawRefusal) -> RefusalConfig {

@@ -33,6 +33,8 @@ pub struct Raw {
     pub paths: RawPaths,
     /// Bounds on what a caller may take up.
     pub limits: RawLimits,
+    /// The guard on the upstream's answers.
+    pub response_guard: RawResponseGuard,
     /// The shape of refusals.
     pub refusal: RawRefusal,
     /// The record of every request.
@@ -50,6 +52,7 @@ impl Default for Raw {
             policy: RawPolicy::default(),
             paths: RawPaths::default(),
             limits: RawLimits::default(),
+            response_guard: RawResponseGuard::default(),
             refusal: RawRefusal::default(),
             audit: RawAudit::default(),
             log: RawLog::default(),
@@ -397,6 +400,35 @@ impl Default for RawLimits {
             body_timeout_ms: 60_000,
             connections: 1_024,
             drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The guard on the upstream's answers: it reads each reply after what was asked, and what it refuses is cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawResponseGuard {
+    /// Whether answers are read.
+    pub enabled: bool,
+    /// New text of a stream that a judgement waits for, in bytes. Less reads more often.
+    pub hold_bytes: usize,
+    /// Text of a stream that is still held back once it was read, in bytes: what begins in it is read with what follows
+    /// before any of it is sent on.
+    pub overlap_bytes: usize,
+    /// Longest answer in one piece, and longest piece of a streamed one, in bytes; more can't be read.
+    pub max_bytes: usize,
+    /// Time after which a stream that is held back gets a sign of life, where the format has one, in milliseconds.
+    pub keepalive_ms: u64,
+}
+
+impl Default for RawResponseGuard {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            hold_bytes: 400,
+            overlap_bytes: 100,
+            max_bytes: 8 * 1024 * 1024,
+            keepalive_ms: 10_000,
         }
     }
 }

@@ -118,7 +118,8 @@ pub(crate) fn held(cut: Cut, frame: &[u8]) -> Held {
     let data = match cut {
         Cut::Events => {
             let text = text.replace("\r\n", "\n").replace('\r', "\n");
-            let data = text.lines().filter_map(|line| line.trim_start_matches('\u{feff}').strip_prefix("data:"));
+            let data =
+                text.lines().filter_map(|line| line.trim_start_matches('\u{feff}').strip_prefix("data:"));
             data.map(|data| data.strip_prefix(' ').unwrap_or(data)).collect::<Vec<_>>().join("\n")
         }
         Cut::Lines | Cut::Whole => text.into_owned(),

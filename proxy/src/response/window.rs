@@ -173,7 +173,10 @@ mod tests {
                     let limits = Limits { hold, overlap: "harm".len() };
                     let frames = pieces.iter().map(|text| frame(text, 0)).collect::<Vec<_>>();
                     let (sent, cut) = run(limits, frames.clone(), "harm");
-                    assert!(cut && sent.len() <= at && TEXT.starts_with(&sent), "{first} {second} {hold}: {sent}");
+                    assert!(
+                        cut && sent.len() <= at && TEXT.starts_with(&sent),
+                        "{first} {second} {hold}: {sent}"
+                    );
                     assert_eq!(run(limits, frames, "nothing of this"), (TEXT.to_owned(), false));
                 }
             }
@@ -202,14 +205,18 @@ mod tests {
         window.end();
         assert!(matches!(window.next(), Step::Judge(_)));
         window.allowed();
-        assert_eq!([window.next(), window.next()], [Step::Release("text".into()), Step::Release("ping".into())]);
+        assert_eq!(
+            [window.next(), window.next()],
+            [Step::Release("text".into()), Step::Release("ping".into())]
+        );
         assert_eq!(window.next(), Step::Done);
     }
 
     #[test]
     fn every_answer_and_channel_is_read() {
         let mut window = Window::new(Limits { hold: 1000, overlap: 0 });
-        let piece = |choice, channel, text: &str, again| Piece { choice, channel, text: text.to_owned(), again };
+        let piece =
+            |choice, channel, text: &str, again| Piece { choice, channel, text: text.to_owned(), again };
         let pieces = vec![
             piece(1, Channel::Text, "b", false),
             piece(0, Channel::Text, "a", false),

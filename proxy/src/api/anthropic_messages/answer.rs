@@ -4,7 +4,69 @@
 
 use serde_json::{Value, json};
 
-use crate::api::answer::{Answer, End, Envelope, Usage};
+use crate::api::{
+    Channel, Piece, Tail,
+    answer::{Answer, End, Envelope, Usage},
+    written::{index, texts},
+};
+
+/// What a model wrote in an event, or in a whole message.
+pub(super) fn written(value: &Value) -> Vec<Piece> {
+    let block = |value: &Value, choice| texts(value, choice, Channel::Text, false);
+    let blocks = |message: &Value| {
+        let blocks = message["content"].as_array().into_iter().flatten().enumerate();
+        blocks.flat_map(|(place, value)| block(value, place)).collect()
+    };
+    match value["type"].as_str() {
+        Some("message") => blocks(value),
+        Some("message_start") => blocks(&value["message"]),
+        Some("message_delta" | "message_stop" | "content_block_stop" | "ping" | "error") => vec![],
+        Some("content_block_start") => block(&value["content_block"], index(value, "index", 0)),
+        Some("content_block_delta") => block(&value["delta"], index(value, "index", 0)),
+        _ => block(value, 0),
+    }
+}
+
+/// Follows the blocks of a message.
+pub(super) struct BlockTail {
+    writer: Writer,
+    begun: bool,
+    open: Option<usize>,
+    next: usize,
+}
+
+impl BlockTail {
+    pub(super) fn new(envelope: Envelope) -> Self {
+        Self { writer: Writer(envelope), begun: false, open: None, next: 0 }
+    }
+}
+
+impl Tail for BlockTail {
+    fn sent(&mut self, value: &Value) {
+        match value["type"].as_str() {
+            Some("message_start") => self.begun = true,
+            Some("content_block_start") => {
+                let block = index(value, "index", self.next);
+                self.open = Some(block);
+                self.next = block + 1;
+            }
+            Some("content_block_stop") => self.open = None,
+            _ => {}
+        }
+    }
+
+    /// Closes the block that is open, and adds one with the refusal.
+    fn cut(&mut self, text: &str) -> Vec<Value> {
+        let mut values: Vec<Value> =
+            self.open.into_iter().flat_map(|block| self.writer.close(block, End::Refused)).collect();
+        let opened = self.writer.open(self.next);
+        values.extend(opened.into_iter().skip(usize::from(self.begun)));
+        values.extend(self.writer.text(self.next, text));
+        values.extend(self.writer.close(self.next, End::Refused));
+        values.extend(self.writer.done(End::Refused, Usage::default()));
+        values
+    }
+}
 
 pub(super) struct Writer(pub(super) Envelope);
 

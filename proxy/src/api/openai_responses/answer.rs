@@ -5,7 +5,87 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::api::answer::{Answer, End, Envelope, Usage};
+use crate::api::{
+    Channel, Piece, Tail,
+    answer::{Answer, End, Envelope, Usage},
+    written::{index, texts},
+};
+
+/// What a model wrote in an event, or in a whole response. Events at the end of an item tell again what was told before.
+pub(super) fn written(value: &Value) -> Vec<Piece> {
+    let output = |response: &Value, again| {
+        let items = response["output"].as_array().into_iter().flatten().enumerate();
+        items.flat_map(|(place, item)| texts(item, place, Channel::Text, again)).collect()
+    };
+    let Some(kind) = value["type"].as_str() else { return output(value, false) };
+    let item = index(value, "output_index", 0);
+    if value.get("response").is_some() {
+        // What the request said is told again here, too; only the output is the model's.
+        return output(&value["response"], true);
+    }
+    let channel = if kind.contains("reasoning") {
+        Channel::Reasoning
+    } else if ["arguments", "tool", "call", "code"].iter().any(|word| kind.contains(word)) {
+        Channel::ToolCall
+    } else {
+        Channel::Text
+    };
+    match value.get("delta") {
+        Some(delta) => texts(delta, item, channel, false),
+        None => texts(value, item, channel, true),
+    }
+}
+
+/// Follows the items of a response.
+pub(super) struct ItemTail {
+    writer: Writer,
+    /// The response as it was told first.
+    begun: Option<Value>,
+    /// Numbers of the next event and the next item.
+    sequence: usize,
+    item: usize,
+}
+
+impl ItemTail {
+    pub(super) fn new(envelope: Envelope) -> Self {
+        Self { writer: Writer::new(envelope), begun: None, sequence: 0, item: 0 }
+    }
+}
+
+impl Tail for ItemTail {
+    fn sent(&mut self, value: &Value) {
+        self.sequence = index(value, "sequence_number", self.sequence) + 1;
+        if value["type"] == "response.created" {
+            self.begun = value.get("response").cloned();
+        }
+        if value["type"] == "response.output_item.added" {
+            self.item = index(value, "output_index", self.item) + 1;
+        }
+    }
+
+    /// Adds an item with the refusal, and completes the response with nothing else in it.
+    fn cut(&mut self, text: &str) -> Vec<Value> {
+        let opened = self.writer.open(0);
+        let mut values: Vec<Value> =
+            opened.into_iter().skip(if self.begun.is_some() { 2 } else { 0 }).collect();
+        values.extend(self.writer.text(0, text));
+        values.extend(self.writer.close(0, End::Refused));
+        values.extend(self.writer.done(End::Refused, Usage::default()));
+        for (event, sequence) in values.iter_mut().zip(self.sequence..) {
+            event["sequence_number"] = sequence.into();
+            if let Some(item) = event.get_mut("output_index") {
+                *item = self.item.into();
+            }
+            if let (Some(own), Some(begun)) = (event.get_mut("response"), &self.begun) {
+                let mut response = begun.clone();
+                response["status"] = own["status"].take();
+                response["output"] = own["output"].take();
+                *own = response;
+            }
+        }
+        values
+    }
+}
 
 pub(super) struct Writer {
     envelope: Envelope,
