@@ -265,7 +265,7 @@ impl Reader {
     }
 
     async fn examine(&self, conversation: Conversation) -> Result<Evidence, Error> {
-        let mut examination = self.guard.examine(Arc::new(conversation), self.options.clone());
+        let mut examination = self.guard.examine(Arc::new(conversation), self.options);
         let events = async {
             loop {
                 match examination.next().await {

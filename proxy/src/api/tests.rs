@@ -93,3 +93,84 @@ fn hostile_shapes_are_rejected_in_every_format() {
         assert!(error.to_string().contains("twice") && !error.to_string().contains("secret"), "{error}");
     }
 }
+
+/// What is told of an answer that the embedded writer writes and that is cut after its first piece.
+fn cut(path: &str) -> Vec<Value> {
+    let format = find(path).unwrap();
+    let mut answer = format.answer(Envelope::new("up", "m"));
+    let mut tail = format.tail(Envelope { refusal: true, ..Envelope::new("own", "m") });
+    let mut sent = answer.open(0);
+    sent.extend(answer.text(0, "so far"));
+    sent.iter().for_each(|value| tail.sent(value));
+    tail.cut("no")
+}
+
+#[test]
+fn what_the_embedded_model_writes_is_read_once_in_every_format() {
+    for (path, _) in samples() {
+        let format = find(path).unwrap();
+        let mut answer = format.answer(Envelope::new("up", "m"));
+        let mut values = answer.open(0);
+        values.extend(answer.text(0, "one"));
+        values.extend(answer.text(0, " two"));
+        values.extend(answer.close(0, answer::End::Stop));
+        values.extend(answer.done(answer::End::Stop, answer::Usage::default()));
+        let pieces: Vec<Piece> = values.iter().flat_map(|value| format.written(value)).collect();
+        let first: Vec<_> =
+            pieces.iter().filter(|p| !p.again).map(|p| (p.choice, p.channel, p.text.as_str())).collect();
+        assert_eq!(first, [(0, Channel::Text, "one"), (0, Channel::Text, " two")], "{path}");
+        assert!(pieces.iter().all(|piece| !piece.again || piece.text == "one two"), "{path}: {pieces:?}");
+
+        let whole = format.answer(Envelope::new("up", "m")).whole(
+            "one two",
+            answer::End::Stop,
+            answer::Usage::default(),
+        );
+        let pieces = format.written(&whole);
+        assert_eq!(pieces.iter().map(|p| p.text.as_str()).collect::<Vec<_>>(), ["one two"], "{path}");
+    }
+}
+
+#[test]
+fn a_cut_answer_is_ended_properly() {
+    let kinds = |path| cut(path).iter().map(|v| v["type"].as_str().unwrap().to_owned()).collect::<Vec<_>>();
+    assert_eq!(
+        kinds("/v1/messages"),
+        [
+            "content_block_stop",
+            "content_block_start",
+            "content_block_delta",
+            "content_block_stop",
+            "message_delta",
+            "message_stop",
+        ]
+    );
+    assert_eq!(
+        kinds("/v1/responses"),
+        [
+            "response.output_item.done",
+            "response.output_item.added",
+            "response.content_part.added",
+            "response.refusal.delta",
+            "response.refusal.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.completed",
+        ]
+    );
+    let events = cut("/v1/responses");
+    // What was sent on is told as it is.
+    assert_eq!(events[0]["item"]["content"][0]["text"], "so far");
+    assert_eq!(events[0]["item"]["status"], "incomplete");
+    let numbers: Vec<_> = events.iter().map(|event| event["sequence_number"].as_u64().unwrap()).collect();
+    assert_eq!(numbers, (5..13).collect::<Vec<_>>());
+    assert!(events[1..7].iter().all(|event| event["output_index"] == 1), "{events:?}");
+    assert_eq!(events[7]["response"]["id"], "resp_up");
+    assert_eq!(events[7]["response"]["output"][0]["content"][0]["refusal"], "no");
+
+    let chunks = cut("/v1/chat/completions");
+    assert!(chunks.iter().all(|chunk| chunk["id"] == "chatcmpl-up"), "{chunks:?}");
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "content_filter");
+    let lines = cut("/api/generate");
+    assert_eq!((&lines[0]["response"], &lines[1]["done"]), (&json!("no"), &json!(true)));
+}

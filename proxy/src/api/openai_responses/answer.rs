@@ -3,6 +3,8 @@
 //! A refusal is a part of its own kind. Clients wait for `response.completed`, and check that every piece belongs to an
 //! item and a part that was added before.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
 use crate::api::{
@@ -36,11 +38,36 @@ pub(super) fn written(value: &Value) -> Vec<Piece> {
     }
 }
 
+/// Adds to an item what an event says of it.
+fn grow(item: &mut Value, kind: &str, event: &Value) {
+    let part = index(event, "content_index", 0);
+    let (at, key) = match kind {
+        "response.content_part.added" => {
+            if let Some(parts) = item.get_mut("content").and_then(Value::as_array_mut) {
+                parts.push(event["part"].clone());
+            }
+            return;
+        }
+        "response.output_text.delta" => (item.pointer_mut(&format!("/content/{part}")), "text"),
+        "response.refusal.delta" => (item.pointer_mut(&format!("/content/{part}")), "refusal"),
+        "response.function_call_arguments.delta" => (Some(item), "arguments"),
+        "response.custom_tool_call_input.delta" => (Some(item), "input"),
+        _ => return,
+    };
+    if let (Some(Value::String(text)), Some(delta)) =
+        (at.and_then(|at| at.get_mut(key)), event["delta"].as_str())
+    {
+        text.push_str(delta);
+    }
+}
+
 /// Follows the items of a response.
 pub(super) struct ItemTail {
     writer: Writer,
     /// The response as it was told first.
     begun: Option<Value>,
+    /// Items that are not done, as far as they were sent on.
+    open: BTreeMap<usize, Value>,
     /// Numbers of the next event and the next item.
     sequence: usize,
     item: usize,
@@ -48,22 +75,32 @@ pub(super) struct ItemTail {
 
 impl ItemTail {
     pub(super) fn new(envelope: Envelope) -> Self {
-        Self { writer: Writer::new(envelope), begun: None, sequence: 0, item: 0 }
+        Self { writer: Writer::new(envelope), begun: None, open: BTreeMap::new(), sequence: 0, item: 0 }
     }
 }
 
 impl Tail for ItemTail {
     fn sent(&mut self, value: &Value) {
         self.sequence = index(value, "sequence_number", self.sequence) + 1;
-        if value["type"] == "response.created" {
-            self.begun = value.get("response").cloned();
-        }
-        if value["type"] == "response.output_item.added" {
-            self.item = index(value, "output_index", self.item) + 1;
+        let item = index(value, "output_index", self.item);
+        match value["type"].as_str() {
+            Some("response.created") => self.begun = value.get("response").cloned(),
+            Some("response.output_item.added") => {
+                self.item = item + 1;
+                self.open.insert(item, value["item"].clone());
+            }
+            Some("response.output_item.done") => drop(self.open.remove(&item)),
+            Some(kind) => {
+                if let Some(open) = self.open.get_mut(&item) {
+                    grow(open, kind, value);
+                }
+            }
+            None => {}
         }
     }
 
-    /// Adds an item with the refusal, and completes the response with nothing else in it.
+    /// Ends the items that are open as they are, adds one with the refusal, and completes the response with nothing else
+    /// in it. Clients take no response with an item that is not done.
     fn cut(&mut self, text: &str) -> Vec<Value> {
         let opened = self.writer.open(0);
         let mut values: Vec<Value> =
@@ -71,11 +108,17 @@ impl Tail for ItemTail {
         values.extend(self.writer.text(0, text));
         values.extend(self.writer.close(0, End::Refused));
         values.extend(self.writer.done(End::Refused, Usage::default()));
+        values
+            .iter_mut()
+            .filter_map(|event| event.get_mut("output_index"))
+            .for_each(|own| *own = self.item.into());
+        let done = std::mem::take(&mut self.open).into_iter().map(|(index, mut item)| {
+            item["status"] = "incomplete".into();
+            json!({"type": "response.output_item.done", "sequence_number": 0, "output_index": index, "item": item})
+        });
+        let mut values: Vec<Value> = done.chain(values).collect();
         for (event, sequence) in values.iter_mut().zip(self.sequence..) {
             event["sequence_number"] = sequence.into();
-            if let Some(item) = event.get_mut("output_index") {
-                *item = self.item.into();
-            }
             if let (Some(own), Some(begun)) = (event.get_mut("response"), &self.begun) {
                 let mut response = begun.clone();
                 response["status"] = own["status"].take();
