@@ -1,5 +1,6 @@
 //! The life of a request.
 
+mod replied;
 mod route;
 
 use std::{sync::Arc, time::Instant};
@@ -11,7 +12,7 @@ use forethought_core::{
     guard::{Event, Guard, GuardError, Options},
     policy::{Decision, PolicyChain, RequestFacts, Ruling},
 };
-use http::{HeaderMap, HeaderValue, Request, Response, header, request};
+use http::{HeaderMap, Request, Response, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::{sync::watch, time::timeout};
@@ -21,11 +22,10 @@ use uuid::Uuid;
 use self::route::{Route, route};
 use crate::{
     Body,
-    api::{self, WireFormat, answer::Envelope},
+    api::{self, WireFormat},
     audit::{AuditLog, Disposition, Exit, Tracked},
     config::{CheckedConfig, Mode, OnFailure, OnUnread},
     reply::Error,
-    response::{Cut, Reader, Whole},
     server::Cutoff,
     upstream::{Sent, Upstream},
 };
@@ -267,63 +267,6 @@ impl Proxy {
         self.forward(exit, head, Sent::Read(body)).await
     }
 
-    /// Sends an allowed request on; where the setting `response_guard` is on, the guard reads the answer too.
-    async fn read_reply(
-        &self,
-        exit: &mut Exit,
-        head: &request::Parts,
-        body: Bytes,
-        judged: Judged,
-    ) -> Result<Response<Body>, Error> {
-        let Some(config) = self.config.response_guard else {
-            return self.forward(exit, head, Sent::Read(body)).await;
-        };
-        // What is compressed can't be read.
-        let mut plain = head.clone();
-        plain.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let response = self.forward(exit, &plain, Sent::Read(body)).await?;
-        let Judged { format, request, conversation, facts, .. } = judged;
-        let reader = Reader {
-            format,
-            guard: self.guard.clone(),
-            policies: self.policies.clone(),
-            options: Options { mode: self.config.guard.mode, deadline: Some(self.config.guard.deadline) },
-            deadline: self.config.guard.deadline,
-            policy: self.config.policy.clone(),
-            config,
-            conversation,
-            facts,
-            monitor: self.config.policy.mode == Mode::Monitor,
-            noted: exit.reply.clone(),
-        };
-        let cut = match reader.cut(&response) {
-            Ok(cut) => cut,
-            Err(error) => return Err(denied(exit, error)),
-        };
-        match cut {
-            None => Ok(response),
-            Some(Cut::Whole) => match reader.whole(response).await {
-                Err(error) => Err(denied(exit, error)),
-                Ok(Whole::Sent(response)) => Ok(response),
-                Ok(Whole::Refused(text, evidence)) => {
-                    exit.decided(Disposition::Refuse, "response_guard", "the answer was refused");
-                    let config = &self.config.refusal;
-                    Ok(api::refusal::refuse(format, &request, exit.id, &text, &evidence, config))
-                }
-            },
-            Some(cut) => {
-                let envelope = Envelope {
-                    choices: request.choices,
-                    refusal: true,
-                    finish: self.config.refusal.finish_reason,
-                    field: self.config.refusal.field,
-                    ..Envelope::new(exit.id, &request.model)
-                };
-                Ok(reader.streamed(response, cut, format.tail(envelope), request.framing))
-            }
-        }
-    }
-
     /// Sends the request on, and gives back what the upstream answers.
     async fn forward(
         &self,
@@ -353,12 +296,6 @@ impl Proxy {
             Limited::new(incoming, limit).boxed_unsync()
         }))
     }
-}
-
-/// Notes that an answer is not passed on for this error.
-fn denied(exit: &mut Exit, error: Error) -> Error {
-    exit.decided(Disposition::Deny, "response_guard", error.to_string());
-    error
 }
 
 /// The setting that denies a request with this error.
