@@ -200,7 +200,7 @@ pub struct ResponseGuardConfig {
     pub hold_bytes: usize,
     /// Text that is still held back once it was read, in bytes.
     pub overlap_bytes: usize,
-    /// Longest answer in one piece, and longest piece of a streamed one, in bytes.
+    /// Most of an answer that is held in memory, in bytes.
     pub max_bytes: usize,
     /// Time after which a stream that is held back gets a sign of life.
     pub keepalive: Duration,

@@ -127,6 +127,7 @@ impl Reader {
         // A cut answer has another length.
         parts.headers.remove(header::CONTENT_LENGTH);
         let framing = match (cut, framing) {
+            (Cut::Lines, _) => Framing::Lines,
             (Cut::Events, Framing::Lines | Framing::Array) => Framing::Events,
             (_, framing) => framing,
         };
@@ -183,8 +184,9 @@ impl Reader {
                             window.push(Frame { pieces: self.pieces(cut, &bytes), bytes });
                             continue;
                         }
-                        if splitter.waiting() > self.config.max_bytes {
-                            let error = self.unreadable("a piece of it is larger than `response_guard.max_bytes`");
+                        // However it is cut: an upstream may send no text, or no end of it.
+                        if splitter.waiting() + window.size() > self.config.max_bytes {
+                            let error = self.unreadable("it is larger than `response_guard.max_bytes`");
                             yield data(self.failed(&mut framer, &error));
                             return;
                         }

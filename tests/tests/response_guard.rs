@@ -228,6 +228,13 @@ async fn an_answer_that_cannot_be_read() {
     let upstream = answering("application/json", "identity", "{\"choices\": []}").await;
     let toml = format!("{ON}max_bytes = 5");
     assert_eq!(ask(&upstream, &FakeGuard::reading(), &toml, json!({})).await.code(), "unreadable_answer");
+    // A stream of many small pieces, none of which says enough to be judged.
+    let events = std::iter::repeat_n(delta(0, json!({})), 100).chain([finish(0)]);
+    let upstream = streaming([delta(0, json!({"content": "Hm"}))].into_iter().chain(events).collect()).await;
+    let toml = format!("{ON}max_bytes = 2000");
+    let reply = ask(&upstream, &FakeGuard::reading(), &toml, json!({"stream": true})).await;
+    assert_eq!(reply.events().last().unwrap()["error"]["code"], "unreadable_answer");
+    assert!(!String::from_utf8_lossy(&reply.body).contains("Hm"));
 }
 
 #[tokio::test]

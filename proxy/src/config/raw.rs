@@ -415,7 +415,7 @@ pub struct RawResponseGuard {
     /// Text of a stream that is still held back once it was read, in bytes: what begins in it is read with what follows
     /// before any of it is sent on.
     pub overlap_bytes: usize,
-    /// Longest answer in one piece, and longest piece of a streamed one, in bytes; more can't be read.
+    /// Most of an answer that is held in memory, in bytes; a longer one can't be read.
     pub max_bytes: usize,
     /// Time after which a stream that is held back gets a sign of life, where the format has one, in milliseconds.
     pub keepalive_ms: u64,

@@ -47,6 +47,8 @@ pub(crate) struct Window {
     limits: Limits,
     /// Frames with the length of the reply up to their end.
     held: VecDeque<(Bytes, usize)>,
+    /// Length of these frames.
+    bytes: usize,
     /// What the model wrote, by answer and channel.
     written: BTreeMap<(usize, Channel), String>,
     /// Length of the reply so far, of what judgements have read, and of what was sent on.
@@ -61,6 +63,7 @@ impl Window {
         Self {
             limits,
             held: VecDeque::new(),
+            bytes: 0,
             written: BTreeMap::new(),
             length: 0,
             judged: 0,
@@ -79,7 +82,13 @@ impl Window {
                 self.length += piece.text.len();
             }
         }
+        self.bytes += frame.bytes.len();
         self.held.push_back((frame.bytes, self.length));
+    }
+
+    /// Bytes in memory: what is held back, and the reply so far.
+    pub(crate) fn size(&self) -> usize {
+        self.bytes + self.length
     }
 
     /// There is no more of the answer.
@@ -102,6 +111,7 @@ impl Window {
                 && let Some((bytes, end)) = self.held.pop_front()
             {
                 self.released = end;
+                self.bytes -= bytes.len();
                 return Step::Release(bytes);
             }
         }
@@ -202,6 +212,7 @@ mod tests {
         window.push(frame("text", 0));
         window.push(empty("ping"));
         assert_eq!(window.next(), Step::More);
+        assert_eq!(window.size(), "textping".len() + "text".len());
         window.end();
         assert!(matches!(window.next(), Step::Judge(_)));
         window.allowed();
