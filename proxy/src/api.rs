@@ -1,7 +1,112 @@
 //! Wire formats: each decodes requests into conversations and writes answers of our own.
 //!
-//! Provider JSON stays in this module.
+//! Provider JSON stays in this module. [`WireFormat`] is all that the rest of the proxy knows of a format, and [`find`]
+//! says which one a path belongs to.
 
+pub(crate) mod answer;
+mod anthropic_messages;
+mod fields;
+mod framing;
+mod gemini;
 pub(crate) mod json;
+mod ollama_chat;
+mod ollama_generate;
 pub(crate) mod openai_chat;
+mod openai_completions;
+mod openai_responses;
+mod paths;
+pub(crate) mod refusal;
 pub(crate) mod splice;
+mod tail;
+#[cfg(test)]
+mod tests;
+mod text;
+mod voice;
+mod written;
+
+use bytes::Bytes;
+use forethought_core::{conversation::Conversation, policy::Edit};
+use http::Uri;
+use serde_json::Value;
+
+use self::answer::{Answer, Envelope};
+pub(crate) use self::{
+    framing::{Framer, Framing},
+    paths::{find, resembles},
+    tail::Tail,
+    voice::{Key, Voice},
+    written::{Channel, Piece},
+};
+use crate::reply::Error;
+
+/// What the guard and our own answers need of a request.
+#[derive(Debug)]
+pub(crate) struct Request {
+    /// All that can be read.
+    pub(crate) conversation: Conversation,
+    /// Whether the first message holds the texts from outside the messages, such as the tools' descriptions.
+    pub(crate) settings: bool,
+    /// The model asked for; empty where none is named.
+    pub(crate) model: String,
+    /// Whether the answer is to be streamed.
+    pub(crate) stream: bool,
+    /// How a streamed answer is cut into pieces.
+    pub(crate) framing: Framing,
+    /// Whether a stream is to end with a usage chunk, where that is the caller's choice.
+    pub(crate) include_usage: bool,
+    /// How many answers are asked for.
+    pub(crate) choices: usize,
+}
+
+/// A wire format.
+pub(crate) trait WireFormat: Sync {
+    /// The word for it in audit records.
+    fn name(&self) -> &'static str;
+
+    /// How errors are told to its callers.
+    fn voice(&self) -> Voice;
+
+    /// Reads a request. Nothing that a model might be shown is skipped: what can't be read becomes an unread part.
+    fn decode(&self, target: &Uri, body: &[u8]) -> Result<Request, Error>;
+
+    /// Puts new text in place of parts of the conversation, and leaves every other byte as the caller sent it.
+    fn rewrite(&self, _body: &Bytes, _edits: &[Edit]) -> Result<Bytes, Error> {
+        Err(Error::CantEdit { format: self.name() })
+    }
+
+    /// Adds a note to the operator's instructions.
+    fn annotate(&self, _body: &Bytes, _note: &str) -> Result<Bytes, Error> {
+        Err(Error::CantEdit { format: self.name() })
+    }
+
+    /// Writes an answer of our own.
+    fn answer(&self, envelope: Envelope) -> Box<dyn Answer>;
+
+    /// What a model wrote in one value of a streamed answer, or in a whole one.
+    fn written(&self, value: &Value) -> Vec<Piece>;
+
+    /// Follows a streamed answer, so that it can be ended with a refusal that looks as `envelope` says.
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail>;
+
+    /// What keeps a stream alive while nothing else may be sent.
+    fn keepalive(&self) -> &'static [u8] {
+        b": still reading\n\n"
+    }
+
+    /// Where the embedded model finds what it needs to know.
+    fn parameters(&self) -> &'static Parameters;
+}
+
+/// Where a format's requests say how an answer is to be written, as JSON pointers.
+pub(crate) struct Parameters {
+    /// Most tokens to write; the first that is set counts.
+    pub(crate) max_tokens: &'static [&'static str],
+    pub(crate) temperature: &'static str,
+    pub(crate) top_p: &'static str,
+    pub(crate) seed: &'static str,
+    /// A string or several.
+    pub(crate) stop: &'static str,
+    /// What the embedded model can't do: where it is asked for, the values (in JSON) that don't ask for it, and what to
+    /// say to all others.
+    pub(crate) off: &'static [(&'static str, &'static [&'static str], &'static str)],
+}

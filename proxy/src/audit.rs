@@ -29,7 +29,7 @@ use tokio::{
 
 pub(crate) use self::{
     exit::{Exit, Tracked},
-    record::{Disposition, Record},
+    record::{Disposition, Record, Reply},
 };
 use self::{record::Prompt, writer::Entry};
 use crate::config::{AuditConfig, AuditPrompt, OnAuditError};

@@ -20,13 +20,14 @@ use forethought_core::{
 use forethought_plugins::PluginOptions;
 use http::{HeaderName, HeaderValue};
 
+pub(crate) use self::paths::is_plain;
 pub use self::{
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},
     raw::{
         AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
         OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawNamedUpstream,
-        RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawUpstream, RefusalField,
+        RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalField,
     },
 };
 use crate::upstream::BaseUrl;
@@ -48,6 +49,8 @@ pub struct CheckedConfig {
     pub paths: PathRules,
     /// Bounds on what a caller may take up.
     pub limits: Limits,
+    /// Whether and how the guard reads answers; `None` where it doesn't.
+    pub response_guard: Option<ResponseGuardConfig>,
     /// The shape of refusals.
     pub refusal: RefusalConfig,
     /// The record of every request; `None` keeps none.
@@ -72,8 +75,8 @@ pub enum UpstreamConfig {
 pub struct UrlUpstream {
     /// Its base URL.
     pub base: BaseUrl,
-    /// `authorization` header in place of the caller's.
-    pub authorization: Option<Secret>,
+    /// Its key, in place of the caller's.
+    pub key: Option<Secret>,
     /// Time allowed for opening a connection.
     pub connect_timeout: Duration,
     /// Time allowed from sending a request to the head of its answer.
@@ -208,6 +211,19 @@ pub struct Limits {
     pub drain_timeout: Duration,
 }
 
+/// How the guard reads answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseGuardConfig {
+    /// New text that a judgement waits for, in bytes.
+    pub hold_bytes: usize,
+    /// Text that is still held back once it was read, in bytes.
+    pub overlap_bytes: usize,
+    /// Most of an answer that is held in memory, in bytes.
+    pub max_bytes: usize,
+    /// Time after which a stream that is held back gets a sign of life.
+    pub keepalive: Duration,
+}
+
 /// The shape of refusals.
 #[derive(Clone, Debug)]
 pub struct RefusalConfig {
@@ -259,21 +275,32 @@ impl CheckedConfig {
     }
 }
 
-/// A header value that no log shows.
+/// A key that no log shows.
 #[derive(Clone)]
-pub struct Secret(HeaderValue);
+pub struct Secret {
+    plain: HeaderValue,
+    bearer: HeaderValue,
+}
 
 impl Secret {
-    /// `Bearer` and `key`, or `None` where `key` can't stand in a header.
-    pub fn bearer(key: &str) -> Option<Self> {
-        let mut value = HeaderValue::try_from(format!("Bearer {key}")).ok()?;
-        value.set_sensitive(true);
-        Some(Self(value))
+    /// The key, or `None` where it can't stand in a header.
+    pub fn new(key: &str) -> Option<Self> {
+        let value = |text: String| {
+            let mut value = HeaderValue::try_from(text).ok()?;
+            value.set_sensitive(true);
+            Some(value)
+        };
+        Some(Self { plain: value(key.to_owned())?, bearer: value(format!("Bearer {key}"))? })
     }
 
-    /// The header's value.
-    pub fn header(&self) -> HeaderValue {
-        self.0.clone()
+    /// A header's value: the key.
+    pub fn plain(&self) -> HeaderValue {
+        self.plain.clone()
+    }
+
+    /// A header's value: `Bearer` and the key.
+    pub fn bearer(&self) -> HeaderValue {
+        self.bearer.clone()
     }
 }
 

@@ -10,6 +10,7 @@ pub mod config;
 pub mod log;
 pub mod policies;
 mod reply;
+mod response;
 pub mod server;
 mod service;
 pub mod upstream;

@@ -1,4 +1,4 @@
-//! Every answer that is not the upstream's own: one map from errors to HTTP, in the shape of OpenAI's API.
+//! Every answer that is not the upstream's own: one map from errors to HTTP, told in the caller's own format.
 //!
 //! Messages say what, where, and what to do. They never hold prompt text, keys or what an upstream wrote.
 
@@ -8,9 +8,9 @@ use bytes::Bytes;
 use forethought_core::{generate::GenerateError, guard::GuardError, policy::PolicyFailure};
 use http::{HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full};
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::Body;
+use crate::{Body, api::Voice};
 
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 /// When an overloaded guard or model may be asked again, in seconds. Clients back off further by themselves.
@@ -64,6 +64,10 @@ pub(crate) enum Error {
          passed on"
     )]
     CantRewrite { message: usize, part: usize },
+    #[error(
+        "a policy's changes can't be written into requests of the format {format}, so it is not passed on"
+    )]
+    CantEdit { format: &'static str },
     #[error("the policy adds to the request what it has no place for, so it is not passed on")]
     CantAnnotate,
     #[error(
@@ -80,12 +84,16 @@ pub(crate) enum Error {
     UpstreamTimeout { after: Duration },
     #[error("the upstream broke off before it answered")]
     UpstreamBroken,
+    #[error(
+        "the guard can't read the upstream's answer ({why}), so it is not passed on (the setting `policy.on_unreadable`)"
+    )]
+    AnswerUnreadable { why: &'static str },
     #[error("the embedded model has no {path}")]
     NotFound { path: String },
     #[error("the model does not exist; the embedded model's name is `embedded`")]
     NoSuchModel,
     #[error("`{param}`: {message}")]
-    Unsupported { param: &'static str, message: &'static str },
+    Unsupported { param: String, message: &'static str },
     #[error(transparent)]
     Generate(GenerateError),
 }
@@ -137,6 +145,7 @@ impl Error {
             Self::PolicyOverloaded => (S::SERVICE_UNAVAILABLE, "policy_overloaded", Retry::Later),
             Self::Policy(_) | Self::PolicyPanicked => (S::FORBIDDEN, "policy_failed", Retry::Never),
             Self::CantRewrite { .. } => (S::FORBIDDEN, "rewrite_failed", Retry::Never),
+            Self::CantEdit { .. } => (S::FORBIDDEN, "edit_unsupported", Retry::Never),
             Self::CantAnnotate => (S::FORBIDDEN, "annotate_failed", Retry::Never),
             Self::NoUpstream { .. } => (S::FORBIDDEN, "no_such_upstream", Retry::Never),
             Self::Audit => (S::SERVICE_UNAVAILABLE, "audit_unavailable", Retry::Later),
@@ -144,6 +153,7 @@ impl Error {
             Self::UpstreamUnreachable => (S::BAD_GATEWAY, "upstream_unreachable", Retry::ByStatus),
             Self::UpstreamTimeout { .. } => (S::GATEWAY_TIMEOUT, "upstream_timeout", Retry::ByStatus),
             Self::UpstreamBroken => (S::BAD_GATEWAY, "upstream_broken", Retry::ByStatus),
+            Self::AnswerUnreadable { .. } => (S::FORBIDDEN, "unreadable_answer", Retry::Never),
             Self::NotFound { .. } => (S::NOT_FOUND, "not_found", Retry::ByStatus),
             Self::NoSuchModel => (S::NOT_FOUND, "model_not_found", Retry::ByStatus),
             Self::Unsupported { .. } => (S::BAD_REQUEST, "unsupported_parameter", Retry::ByStatus),
@@ -161,8 +171,8 @@ impl Error {
         }
     }
 
-    /// The error as clients of the API expect it.
-    pub(crate) fn body(&self) -> ErrorBody {
+    /// What is told of the error; `input` is the request's field that holds what the guard reads.
+    pub(crate) fn body(&self, input: &str) -> ErrorBody {
         let (status, code, _) = self.map();
         let kind = match status {
             StatusCode::FORBIDDEN => "permission_error",
@@ -171,17 +181,18 @@ impl Error {
         };
         let param = match self {
             Self::BadShape { param, .. } => Some(param.clone()),
-            Self::Unsupported { param, .. } => Some((*param).to_owned()),
+            Self::Unsupported { param, .. } => Some(param.clone()),
             Self::NoSuchModel => Some("model".to_owned()),
-            Self::Unreadable { .. } | Self::Truncated { .. } => Some("messages".to_owned()),
+            Self::Unreadable { .. } | Self::Truncated { .. } => Some(input.to_owned()),
             _ => None,
         };
-        ErrorBody { message: self.to_string(), kind, param, code }
+        ErrorBody { status, message: self.to_string(), kind, param, code }
     }
 
-    pub(crate) fn response(&self) -> Response<Body> {
+    /// The error as the caller's client expects it.
+    pub(crate) fn response(&self, voice: Voice) -> Response<Body> {
         let (status, _, retry) = self.map();
-        let mut response = json(status, &self.body().json());
+        let mut response = json(status, &voice.error(&self.body(voice.input)));
         match retry {
             Retry::ByStatus => {}
             Retry::Later => {
@@ -193,18 +204,13 @@ impl Error {
     }
 }
 
-/// An error in OpenAI's shape.
+/// What is told of an error, in whatever shape.
 pub(crate) struct ErrorBody {
+    pub(crate) status: StatusCode,
     pub(crate) message: String,
     pub(crate) kind: &'static str,
     pub(crate) param: Option<String>,
     pub(crate) code: &'static str,
-}
-
-impl ErrorBody {
-    pub(crate) fn json(&self) -> Value {
-        json!({"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}})
-    }
 }
 
 /// Tells clients not to send the same request again: the answer would be the same, and the guard's work wasted.
@@ -220,11 +226,11 @@ pub(crate) fn json(status: StatusCode, body: &Value) -> Response<Body> {
     response
 }
 
-/// A stream of server-sent events.
-pub(crate) fn events(body: Body) -> Response<Body> {
+/// A streamed answer.
+pub(crate) fn stream(content_type: &'static str, body: Body) -> Response<Body> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     response
 }

@@ -1,6 +1,7 @@
 //! The life of a request.
 
 mod decide;
+mod replied;
 mod route;
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
@@ -20,13 +21,14 @@ use tokio::{sync::watch, time::timeout};
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
+pub(crate) use self::decide::Gate;
 use self::{
-    decide::{Gate, languages, tenant},
+    decide::{languages, tenant},
     route::{Route, route},
 };
 use crate::{
     Body,
-    api::openai_chat,
+    api::{self, WireFormat},
     audit::{AuditLog, Disposition, Exit, Tracked},
     config::{CheckedConfig, Mode, OnFailure, OnUnread},
     policies::Policies,
@@ -52,7 +54,12 @@ pub struct Proxy {
 
 /// A request that the guard has read, and what the policy says to it.
 struct Judged {
-    request: openai_chat::Request,
+    format: &'static dyn WireFormat,
+    request: api::Request,
+    conversation: Arc<Conversation>,
+    facts: RequestFacts,
+    /// The chain that the request began with.
+    policies: Arc<Policies>,
     evidence: Evidence,
     ruling: Ruling,
 }
@@ -110,7 +117,7 @@ impl Proxy {
                 // What did not come in time is not waited for again.
                 let body = body.filter(|_| !matches!(error, Error::BodyTimeout { .. } | Error::Stopping));
                 discard(&head, body, self.config.limits.body_bytes).await;
-                error.response()
+                error.response(api::Voice::of(&head))
             }
         };
         exit.follow(response)
@@ -132,13 +139,15 @@ impl Proxy {
                 exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
                 self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
             }
-            Route::Chat if self.config.policy.mode == Mode::Off => {
+            Route::Guarded(format) if self.config.policy.mode == Mode::Off => {
+                exit.record.format = Some(format.name());
                 exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
                 self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
             }
-            Route::Chat => {
+            Route::Guarded(format) => {
+                exit.record.format = Some(format.name());
                 let bytes = self.receive(exit, head, body).await?;
-                let judged = self.judge(exit, head, &bytes, policies).await;
+                let judged = self.judge(exit, head, format, &bytes, policies).await;
                 self.act(exit, head, bytes, judged).await
             }
         }
@@ -169,20 +178,21 @@ impl Proxy {
         &self,
         exit: &mut Exit,
         head: &request::Parts,
+        format: &'static dyn WireFormat,
         body: &Bytes,
         policies: Arc<Policies>,
     ) -> Result<Judged, Error> {
         check_encoding(&head.headers)?;
-        let mut request = openai_chat::decode(body)?;
+        let mut request = format.decode(&head.uri, body)?;
         let facts = RequestFacts {
             model: request.model.clone(),
             path: head.uri.path().to_owned(),
-            api: openai_chat::NAME.to_owned(),
+            api: format.name().to_owned(),
             stream: request.stream,
             tenant: tenant(&head.headers, self.config.policy.tenant_header.as_ref()),
             languages: languages(&head.headers),
         };
-        exit.asked(&request.conversation, &facts, openai_chat::NAME);
+        exit.asked(&request.conversation, &facts);
         exit.record.policies = policies.chain.versions().clone();
         let kinds: Vec<&str> = request.conversation.unread().collect();
         self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
@@ -200,11 +210,11 @@ impl Proxy {
         }
 
         let since = Instant::now();
-        let decided = self.gate.decide(policies, facts, conversation, evidence).await;
+        let decided = self.gate.decide(policies.clone(), facts.clone(), conversation.clone(), evidence).await;
         exit.stage(since, |stages| &mut stages.policy_ms);
         let (ruling, evidence) = decided?;
         ruling.flags.iter().for_each(|flag| exit.flag(flag.clone()));
-        Ok(Judged { request, evidence, ruling })
+        Ok(Judged { format, request, conversation, facts, policies, evidence, ruling })
     }
 
     /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
@@ -265,42 +275,49 @@ impl Proxy {
         judged: Result<Judged, Error>,
     ) -> Result<Response<Body>, Error> {
         let monitor = self.config.policy.mode == Mode::Monitor;
-        let (mut body, mut upstream) = (body, &self.upstream);
         match judged {
-            Ok(Judged { ruling, .. }) if monitor => {
-                exit.decided(Disposition::AllowMonitored, &ruling.by, ruling.reason);
-                exit.record.ruled = Some(ruling.decision.as_str());
+            Ok(judged) if monitor => {
+                exit.decided(Disposition::AllowMonitored, &judged.ruling.by, &*judged.ruling.reason);
+                exit.record.ruled = Some(judged.ruling.decision.as_str());
+                return self.read_reply(exit, head, body, judged, &self.upstream).await;
             }
-            Ok(Judged { request, evidence, ruling }) => match ruling.decision {
-                Decision::Refuse { message } => {
-                    exit.decided(Disposition::Refuse, &ruling.by, ruling.reason);
-                    let config = &self.config.refusal;
-                    return Ok(openai_chat::refusal::refuse(&request, exit.id, &message, &evidence, config));
-                }
-                Decision::Allow => exit.decided(Disposition::Allow, &ruling.by, ruling.reason),
-                Decision::Rewrite { edits } => {
-                    body = openai_chat::edit::rewrite(&body, &edits).inspect_err(|error| {
-                        exit.decided(Disposition::Deny, &ruling.by, error.to_string())
-                    })?;
-                    exit.decided(Disposition::Rewrite, &ruling.by, ruling.reason);
-                }
-                Decision::Annotate { text } => {
-                    body = openai_chat::edit::annotate(&body, &text).inspect_err(|error| {
-                        exit.decided(Disposition::Deny, &ruling.by, error.to_string())
-                    })?;
-                    exit.decided(Disposition::Annotate, &ruling.by, ruling.reason);
-                }
-                Decision::Redirect { upstream: name } => {
-                    let Some(other) = self.others.get(&name) else {
-                        let error = Error::NoUpstream { policy: ruling.by.clone() };
-                        exit.decided(Disposition::Deny, &ruling.by, error.to_string());
-                        return Err(error);
-                    };
-                    upstream = other;
-                    exit.decided(Disposition::Redirect, &ruling.by, ruling.reason);
-                    exit.record.upstream = Some(name);
-                }
-            },
+            Ok(judged) => {
+                let Judged { format, request, evidence, ruling: Ruling { decision, by, reason, .. }, .. } =
+                    &judged;
+                let denied = |exit: &mut Exit, error: Error| {
+                    exit.decided(Disposition::Deny, by, error.to_string());
+                    error
+                };
+                let (mut body, mut upstream) = (body, &self.upstream);
+                let disposition = match decision {
+                    Decision::Refuse { message } => {
+                        exit.decided(Disposition::Refuse, by, reason.as_str());
+                        let config = &self.config.refusal;
+                        return Ok(api::refusal::refuse(
+                            *format, request, exit.id, message, evidence, config,
+                        ));
+                    }
+                    Decision::Allow => Disposition::Allow,
+                    Decision::Rewrite { edits } => {
+                        body = format.rewrite(&body, edits).map_err(|error| denied(exit, error))?;
+                        Disposition::Rewrite
+                    }
+                    Decision::Annotate { text } => {
+                        body = format.annotate(&body, text).map_err(|error| denied(exit, error))?;
+                        Disposition::Annotate
+                    }
+                    Decision::Redirect { upstream: name } => {
+                        let Some(other) = self.others.get(name) else {
+                            return Err(denied(exit, Error::NoUpstream { policy: by.clone() }));
+                        };
+                        upstream = other;
+                        exit.record.upstream = Some(name.clone());
+                        Disposition::Redirect
+                    }
+                };
+                exit.decided(disposition, by, reason.as_str());
+                return self.read_reply(exit, head, body, judged, upstream).await;
+            }
             Err(error) if monitor => {
                 exit.decided(Disposition::AllowMonitored, "policy.mode", error.to_string());
                 exit.record.ruled = Some(error.code());
@@ -313,7 +330,7 @@ impl Proxy {
                 return Err(error);
             }
         }
-        self.forward(exit, head, Sent::Read(body), upstream).await
+        self.forward(exit, head, Sent::Read(body), &self.upstream).await
     }
 
     /// Sends the request on, and gives back what the upstream answers.

@@ -1,6 +1,9 @@
-//! Fakes for the end-to-end tests: an upstream, a guard, a chat model, and a proxy between them and a client.
+//! Fakes for the end-to-end tests: an upstream, a guard, a chat model, and a proxy between them and a client; and what
+//! the tests of documents share.
 
 mod client;
+mod document;
+mod formats;
 mod guard;
 mod model;
 mod proxy;
@@ -8,6 +11,8 @@ mod upstream;
 
 pub use self::{
     client::{Client, Reply, chat, json_headers},
+    document::is_written,
+    formats::{FORMATS, Format},
     guard::{FakeGuard, evidence},
     model::FakeModel,
     proxy::TestProxy,

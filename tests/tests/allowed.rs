@@ -173,6 +173,25 @@ async fn the_proxys_own_key_takes_the_callers_place() {
     proxy.client().send(Method::POST, "/v1/chat/completions", sent, chat("hi", json!({})).to_string()).await;
     let seen = &upstream.seen()[0];
     assert_eq!(seen.headers.get_all("authorization").iter().collect::<Vec<_>>(), ["Bearer upstream-key"]);
+
+    // Each API takes it in a header of its own, and gets no other.
+    for (path, body, name) in [
+        ("/v1/messages", json!({"messages": []}), "x-api-key"),
+        ("/v1/messages/count_tokens", json!({}), "x-api-key"),
+        ("/v1beta/models/m:generateContent", json!({"contents": []}), "x-goog-api-key"),
+    ] {
+        let sent = headers(&[
+            ("authorization", "Bearer caller"),
+            ("x-api-key", "caller"),
+            ("x-goog-api-key", "caller"),
+        ]);
+        proxy.client().send(Method::POST, path, sent, body.to_string()).await;
+        let seen = upstream.seen().pop().unwrap();
+        assert_eq!(seen.headers[name], "upstream-key", "{path}");
+        for other in ["authorization", "x-api-key", "x-goog-api-key"] {
+            assert!(other == name || !seen.headers.contains_key(other), "{path} {other}");
+        }
+    }
 }
 
 #[tokio::test]

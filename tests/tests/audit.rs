@@ -27,7 +27,7 @@ async fn every_exit_is_recorded_once() {
         client.chat(&chat("harm", json!({"stream": true}))).await,
         client.chat(&chat("other", json!({}))).await,
         client.send(Method::GET, "/v1/models", HeaderMap::new(), "").await,
-        client.send(Method::POST, "/v1/responses", json_headers(), "{}").await,
+        client.send(Method::POST, "/v1/batches", json_headers(), "{}").await,
         client.send(Method::POST, "/v1/chat/completions", json_headers(), "{").await,
         client.send(Method::HEAD, "/v1/nothing", HeaderMap::new(), "").await,
     ] {

@@ -235,9 +235,10 @@ async fn what_no_rule_names_is_denied() {
     let proxy = TestProxy::start(&FakeGuard::scoring(0.0), &upstream.url(), "").await;
     let client = proxy.client();
     for (method, path) in [
-        (Method::POST, "/v1/completions"),
-        (Method::POST, "/v1/responses"),
-        (Method::POST, "/v1/messages"),
+        (Method::POST, "/v1/batches"),
+        (Method::POST, "/v1/images/generations"),
+        (Method::POST, "/v1/responses/compact"),
+        (Method::POST, "/v1/fine_tuning/jobs"),
         (Method::POST, "/v1/models"),
         (Method::GET, "/v1/chat/completions"),
         (Method::OPTIONS, "/v1/chat/completions"),

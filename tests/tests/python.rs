@@ -1,19 +1,25 @@
-//! The `openai` Python package against the proxy: what it makes of answers, refusals and errors.
+//! Python clients against the proxy: what they make of answers, refusals and errors, as `docs/clients.md` says it.
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
 use std::{
+    fmt::Write,
     fs::File,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use forethought_core::guard::GuardError;
-use forethought_tests::{FakeGuard, FakeModel, TestProxy, evidence};
+use forethought_tests::{FakeGuard, FakeModel, TestProxy, evidence, is_written};
+use serde_json::Value;
+
+fn folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
+}
 
 /// A folder with the packages of `python/requirements.txt`, installed once for each state of that file.
 fn packages() -> PathBuf {
-    let requirements = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/requirements.txt");
+    let requirements = folder().join("requirements.txt");
     let wanted = std::fs::read_to_string(&requirements).unwrap();
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-clients");
     std::fs::create_dir_all(&folder).unwrap();
@@ -39,9 +45,27 @@ fn packages() -> PathBuf {
     folder
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_openai_package_understands_every_answer() {
-    // Each prompt stands for a case; `openai_chat.py` knows the same words.
+/// What one script showed.
+struct Run {
+    /// The rows of the matrix: format, client, case, and what the client makes of it.
+    rows: Vec<[String; 4]>,
+    /// Records of the proxy that refuses with 200.
+    answering: Vec<Value>,
+    /// Records of the proxy that refuses with 403.
+    denying: Vec<Value>,
+    /// Records of the proxy that reads answers, and refuses each.
+    cutting: Vec<Value>,
+}
+
+impl Run {
+    /// How often requests ended with this error.
+    fn failed(&self, error: &str) -> usize {
+        self.answering.iter().filter(|record| record["error"] == error).count()
+    }
+}
+
+async fn run(script: &str) -> Run {
+    // Each prompt stands for a case; the scripts know the same words.
     let guard = FakeGuard::finding(|conversation| {
         let text = format!("{:?}", conversation.parts().filter_map(|(_, p)| p.text()).collect::<Vec<_>>());
         if text.contains("overload") {
@@ -55,31 +79,65 @@ async fn the_openai_package_understands_every_answer() {
     let model = FakeModel::saying(&["Hello", " there", "."]);
     let answering = TestProxy::embedded(&guard, &model, "").await;
     let denying = TestProxy::embedded(&guard, &model, "refusal.status = 403").await;
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("python/openai_chat.py");
-    let packages = tokio::task::spawn_blocking(packages).await.unwrap();
-    let run = tokio::task::spawn_blocking({
-        let urls = [answering.url(), denying.url()];
-        move || {
-            Command::new("python3")
-                .arg(script)
-                .args(urls)
-                .env("PYTHONPATH", packages)
-                .output()
-                .expect("python3 runs")
-        }
+    let model = FakeModel::saying(&["Hello", " there,", " now comes", " harm", " and more."]);
+    let toml = "[response_guard]\nenabled = true\nhold_bytes = 5\noverlap_bytes = 4";
+    let cutting = TestProxy::embedded(&guard, &model, toml).await;
+    let urls = [answering.url(), denying.url(), cutting.url()];
+    let file = folder().join(script);
+    let run = tokio::task::spawn_blocking(move || {
+        let packages = packages();
+        let command = &mut Command::new("python3");
+        command.arg(file).args(urls).env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+        command.output().expect("python3 runs")
     });
     let run = run.await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
-    assert!(run.status.success(), "{out}\n{err}");
+    assert!(run.status.success(), "{script}: {out}\n{err}");
     println!("{out}");
+    let rows = out.lines().filter_map(|line| {
+        let cells: Vec<_> = line.strip_prefix("case\t")?.split('\t').map(str::to_owned).collect();
+        Some(cells.try_into().unwrap())
+    });
+    Run {
+        rows: rows.collect(),
+        answering: answering.records().await,
+        denying: denying.records().await,
+        cutting: cutting.records().await,
+    }
+}
 
-    // Nothing that was denied was sent twice; only the overload was.
-    let tried =
-        |records: &[serde_json::Value], error: &str| records.iter().filter(|r| r["error"] == error).count();
-    let records = answering.records().await;
-    assert_eq!(tried(&records, "guard_failed"), 1);
-    assert_eq!(tried(&records, "unreadable_content"), 1);
-    assert_eq!(tried(&records, "guard_overloaded"), 2);
-    let records = denying.records().await;
-    assert_eq!(records.iter().filter(|r| r["decision"] == "refuse").count(), 2);
+#[tokio::test(flavor = "multi_thread")]
+async fn every_client_understands_every_answer() {
+    let mut rows = Vec::new();
+    for (script, formats, retries) in [
+        ("openai_chat.py", 1, 1),
+        ("openai_completions.py", 1, 1),
+        ("openai_responses.py", 1, 1),
+        ("anthropic_messages.py", 1, 1),
+        ("ollama_client.py", 2, 0),
+        ("gemini.py", 1, 0),
+    ] {
+        let run = run(script).await;
+        // Nothing that was denied was sent twice; only the overload was, by clients that do so.
+        assert_eq!(run.failed("guard_failed"), formats, "{script}");
+        assert_eq!(run.failed("unreadable_content"), formats, "{script}");
+        assert_eq!(run.failed("guard_overloaded"), formats * (1 + retries), "{script}");
+        let refused = run.denying.iter().filter(|record| record["decision"] == "refuse").count();
+        assert_eq!(refused, 2 * formats, "{script}");
+        let cut: Vec<_> = run.cutting.iter().map(|record| &record["reply"]["decision"]).collect();
+        assert!(
+            cut.len() >= 2 * formats && cut.iter().all(|decision| *decision == "refuse"),
+            "{script}: {cut:?}"
+        );
+        rows.extend(run.rows);
+    }
+    let mut text = "# What clients make of the answers\n\n\
+        Written by `tests/tests/python.rs`, which runs these Python packages against the proxy:\n"
+        .to_owned();
+    let requirements = std::fs::read_to_string(folder().join("requirements.txt")).unwrap();
+    let packages: Vec<_> = requirements.lines().filter(|line| !line.starts_with('#')).collect();
+    writeln!(text, "{}.\n\n| format | client | case | what the client sees |", packages.join(", ")).unwrap();
+    text += "| --- | --- | --- | --- |\n";
+    rows.iter().for_each(|row| writeln!(text, "| {} |", row.join(" | ")).unwrap());
+    is_written("clients.md", &text);
 }

@@ -18,7 +18,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Value, Error> {
 pub(crate) fn known_case(object: &Map<String, Value>, known: &[&str], at: &str) -> Result<(), Error> {
     for key in object.keys().filter(|key| !known.contains(&key.as_str())) {
         let folded = fold(key);
-        if let Some(meant) = known.iter().find(|known| **known == folded) {
+        if let Some(meant) = known.iter().find(|known| fold(known) == folded) {
             return Err(Error::KeyCase { at: at.to_owned(), key: (*meant).to_owned() });
         }
     }
@@ -134,12 +134,15 @@ mod tests {
     fn keys_that_fold_to_known_ones_are_rejected() {
         fn check(key: &str, good: bool) {
             let object = Map::from_iter([(key.to_owned(), Value::Null)]);
-            assert_eq!(known_case(&object, &["messages", "tool_choice"], "").is_ok(), good, "{key}");
+            let known = ["messages", "tool_choice", "generationConfig"];
+            assert_eq!(known_case(&object, &known, "").is_ok(), good, "{key}");
         }
         check("messages", true);
         check("message", true);
         check("Messages", false);
         check("me\u{17f}\u{17f}ages", false);
         check("TOOL_CHOICE", false);
+        check("generationConfig", true);
+        check("generationconfig", false);
     }
 }

@@ -5,34 +5,88 @@
 //! can't read (images, audio, files), which become [`Part::Unread`]. So tool definitions, response schemas and fields that
 //! this version has never heard of are read too; they stand first, as operator text.
 
-pub(crate) mod answer;
-pub(crate) mod edit;
-pub(crate) mod refusal;
+pub(super) mod answer;
+mod edit;
 #[cfg(test)]
 mod tests;
 
-use forethought_core::conversation::{Conversation, Message, Part, Role};
+use bytes::Bytes;
+use forethought_core::{
+    conversation::{Conversation, Message, Part, Role},
+    policy::Edit,
+};
+use http::Uri;
 use serde_json::{Map, Value};
 
-use super::json;
+use super::{
+    Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
+    answer::Answer,
+    fields, json,
+    tail::ListTail,
+    text::{is_payload, is_word, joined, prose_entry, text_or_prose, unread},
+    written,
+};
 use crate::reply::Error;
 
-/// The format's name.
-pub(crate) const NAME: &str = "openai-chat";
+/// The format.
+pub(super) struct OpenAiChat;
 
-/// What the guard and our own answers need of a request.
-#[derive(Debug)]
-pub(crate) struct Request {
-    /// All that can be read.
-    pub(crate) conversation: Conversation,
-    /// The model asked for; empty where none is named.
-    pub(crate) model: String,
-    /// Whether the answer is to be streamed.
-    pub(crate) stream: bool,
-    /// Whether a stream is to end with a usage chunk.
-    pub(crate) include_usage: bool,
-    /// How many answers are asked for.
-    pub(crate) n: usize,
+impl WireFormat for OpenAiChat {
+    fn name(&self) -> &'static str {
+        "openai-chat"
+    }
+
+    fn voice(&self) -> Voice {
+        Voice::openai("messages")
+    }
+
+    fn decode(&self, _: &Uri, body: &[u8]) -> Result<Request, Error> {
+        decode(body)
+    }
+
+    fn rewrite(&self, body: &Bytes, edits: &[Edit]) -> Result<Bytes, Error> {
+        edit::rewrite(body, edits)
+    }
+
+    fn annotate(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        edit::annotate(body, note)
+    }
+
+    fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {
+        Box::new(answer::Answer(envelope))
+    }
+
+    fn written(&self, value: &Value) -> Vec<Piece> {
+        written::choices(&value["choices"], |choice| vec![&choice["delta"], &choice["message"]])
+    }
+
+    fn tail(&self, envelope: Envelope) -> Box<dyn Tail> {
+        let choices = envelope.choices;
+        Box::new(ListTail::new(self.answer(envelope), choices, "choices"))
+    }
+
+    fn parameters(&self) -> &'static Parameters {
+        &Parameters {
+            max_tokens: &["/max_completion_tokens", "/max_tokens"],
+            temperature: "/temperature",
+            top_p: "/top_p",
+            seed: "/seed",
+            stop: "/stop",
+            off: &[
+                ("/n", &["1"], "the embedded model gives one answer"),
+                ("/tools", &["[]"], "the embedded model can't call tools"),
+                ("/functions", &["[]"], "the embedded model can't call functions"),
+                ("/response_format", &[r#"{"type":"text"}"#], "the embedded model writes plain text only"),
+                ("/logprobs", &["false"], "the embedded model gives no log-probabilities"),
+                ("/top_logprobs", &["0"], "the embedded model gives no log-probabilities"),
+                ("/logit_bias", &["{}"], "the embedded model takes no logit bias"),
+                ("/frequency_penalty", &["0", "0.0"], "the embedded model takes no penalties"),
+                ("/presence_penalty", &["0", "0.0"], "the embedded model takes no penalties"),
+                ("/modalities", &[r#"["text"]"#], "the embedded model writes plain text only"),
+                ("/audio", &[], "the embedded model writes plain text only"),
+            ],
+        }
+    }
 }
 
 /// Top-level fields with a meaning here.
@@ -65,51 +119,27 @@ const PART: &[&str] = &["type", "text", "refusal"];
 const CALL: &[&str] = &["type", "function", "custom"];
 const FUNCTION: &[&str] = &["name", "arguments", "input"];
 
-/// More answers than any API gives; the refusal is repeated for each.
-const MOST_CHOICES: u64 = 128;
-
 /// Reads a request's body.
 pub(crate) fn decode(body: &[u8]) -> Result<Request, Error> {
-    let Value::Object(top) = json::parse(body)? else {
-        return Err(Error::bad_shape("body", "a JSON object"));
-    };
-    json::known_case(&top, TOP, "the request")?;
-    let Some(Value::Array(messages)) = top.get("messages") else {
-        return Err(Error::bad_shape("messages", "an array"));
-    };
-    let stream = match top.get("stream") {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(stream)) => *stream,
-        Some(_) => return Err(Error::bad_shape("stream", "true or false")),
-    };
-    let n = match top.get("n") {
-        None | Some(Value::Null) => 1,
-        Some(n) => n.as_u64().filter(|n| (1..=MOST_CHOICES).contains(n)).map_or_else(
-            || Err(Error::bad_shape("n", "a whole number from 1 to 128")),
-            |n| usize::try_from(n).map_err(|_| Error::bad_shape("n", "a whole number from 1 to 128")),
-        )?,
-    };
+    let top = fields::top(body, TOP)?;
+    let messages = fields::array(&top, "messages")?;
+    let stream = fields::flag(top.get("stream"), "stream", false)?;
+    let choices = fields::choices(top.get("n"), "n")?;
     let mut conversation = Conversation::default();
-    conversation.messages.extend(settings(&top));
+    conversation.messages.extend(fields::settings(&top, &[NOT_SHOWN], &[]));
+    let settings = !conversation.messages.is_empty();
     for (index, value) in messages.iter().enumerate() {
         conversation.messages.push(message(value, &format!("messages[{index}]"))?);
     }
     Ok(Request {
         conversation,
-        model: top.get("model").and_then(Value::as_str).unwrap_or_default().to_owned(),
+        settings,
+        model: fields::string(&top, "model"),
         stream,
+        framing: Framing::EventsDone,
         include_usage: top.get("stream_options").is_some_and(|options| options["include_usage"] == true),
-        n,
+        choices,
     })
-}
-
-/// All text outside the messages, as operator text.
-fn settings(top: &Map<String, Value>) -> Option<Message> {
-    let mut texts = Vec::new();
-    for (key, value) in top.iter().filter(|(key, _)| !NOT_SHOWN.contains(&key.as_str())) {
-        prose_entry(key, value, is_word, &mut texts);
-    }
-    (!texts.is_empty()).then(|| Message::text(Role::System, texts.join("\n")))
 }
 
 fn message(value: &Value, at: &str) -> Result<Message, Error> {
@@ -248,54 +278,4 @@ fn call(function: &Map<String, Value>, at: &str) -> Result<Vec<Part>, Error> {
     }
     let call = Part::ToolCall { name: name.to_owned(), arguments: arguments.join("\n") };
     Ok(std::iter::once(call).chain(joined(&texts)).collect())
-}
-
-fn text_or_prose(value: &Value, parts: &mut Vec<Part>, part: impl Fn(String) -> Part) {
-    match value {
-        Value::Null => {}
-        Value::String(text) => parts.push(part(text.clone())),
-        other => {
-            let mut texts = Vec::new();
-            prose(other, is_word, &mut texts);
-            if !texts.is_empty() {
-                parts.push(part(texts.join("\n")));
-            }
-        }
-    }
-}
-
-fn joined(texts: &[&str]) -> Option<Part> {
-    (!texts.is_empty()).then(|| Part::Text { text: texts.join("\n") })
-}
-
-/// Collects all strings, keys included, that `skip` does not skip.
-fn prose<'a>(value: &'a Value, skip: fn(&str) -> bool, texts: &mut Vec<&'a str>) {
-    match value {
-        Value::String(text) if !skip(text) => texts.push(text),
-        Value::Array(items) => items.iter().for_each(|item| prose(item, skip, texts)),
-        Value::Object(fields) => fields.iter().for_each(|(key, value)| prose_entry(key, value, skip, texts)),
-        _ => {}
-    }
-}
-
-fn prose_entry<'a>(key: &'a str, value: &'a Value, skip: fn(&str) -> bool, texts: &mut Vec<&'a str>) {
-    if !is_word(key) {
-        texts.push(key);
-    }
-    prose(value, skip, texts);
-}
-
-/// A string too short to ask for anything. ASCII only, because some scripts write sentences without blanks.
-fn is_word(text: &str) -> bool {
-    text.len() <= 64 && is_payload(text)
-}
-
-fn is_payload(text: &str) -> bool {
-    text.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
-/// A part that can't be read. Its kind may come from the caller, so only what a name needs is kept of it.
-fn unread(kind: &str) -> Part {
-    let name = kind.chars().filter(|c| c.is_ascii_alphanumeric() || "_-.".contains(*c)).take(40).collect();
-    Part::Unread { kind: name }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
     time::{Instant, SystemTime},
 };
@@ -15,7 +16,7 @@ use uuid::Uuid;
 
 use super::{
     Slot,
-    record::{Disposition, Found, Outcome, Record, Stages},
+    record::{Disposition, Found, Outcome, Record, Reply, Stages},
 };
 use crate::{Body, BoxError, config::Mode, reply::Error, server::Cutoff};
 
@@ -26,6 +27,8 @@ const DECISION: HeaderName = HeaderName::from_static("x-forethought-decision");
 pub(crate) struct Exit {
     pub(crate) id: Uuid,
     pub(crate) record: Box<Record>,
+    /// What is found of the answer while it is on its way.
+    pub(crate) reply: Arc<Mutex<Option<Reply>>>,
     started: Instant,
     slot: Slot,
     cutoff: Cutoff,
@@ -55,15 +58,15 @@ impl Exit {
             config_sha256: config.to_owned(),
             ..Record::default()
         });
-        Self { id, record, started: Instant::now(), slot, cutoff, span: Span::current() }
+        let reply = Arc::default();
+        Self { id, record, reply, started: Instant::now(), slot, cutoff, span: Span::current() }
     }
 
-    /// Notes what was asked, in which wire format.
-    pub(crate) fn asked(&mut self, conversation: &Conversation, facts: &RequestFacts, api: &'static str) {
+    /// Notes what was asked.
+    pub(crate) fn asked(&mut self, conversation: &Conversation, facts: &RequestFacts) {
         let record = &mut *self.record;
         record.model = Some(clean(&facts.model));
         record.stream = Some(facts.stream);
-        record.api = Some(api);
         record.tenant = facts.tenant.as_deref().map(clean);
         record.languages.clone_from(&facts.languages);
         record.prompt = self.slot.prompt(conversation);
@@ -128,6 +131,7 @@ impl Exit {
             bytes,
             outcome,
             flags,
+            reply,
             ..
         } = &*self.record;
         let status = status.map_or_else(|| "-".to_owned(), |status| status.to_string());
@@ -143,6 +147,7 @@ impl Exit {
                     by = by.as_deref(),
                     reason = reason.as_deref().map(tracing::field::display),
                     flags = (!flags.is_empty()).then(|| flags.join(",")),
+                    reply = reply.as_ref().map(|reply| reply.decision),
                     error = *error,
                     outcome = (*outcome != Outcome::Finished).then(|| tracing::field::debug(outcome)),
                     bytes,
@@ -168,6 +173,7 @@ impl Drop for Exit {
         if self.record.outcome == Outcome::Disconnected && self.cutoff.is_reached() {
             self.record.outcome = Outcome::Stopped;
         }
+        self.record.reply = self.reply.lock().unwrap_or_else(PoisonError::into_inner).take();
         let span = self.span.clone();
         span.in_scope(|| self.log());
         std::mem::take(&mut self.slot).send(std::mem::take(&mut self.record));

@@ -77,13 +77,13 @@ pub(crate) struct Record {
     pub(crate) method: String,
     /// Without its query.
     pub(crate) path: String,
+    /// The wire format that the guard reads the path in; none where no guard does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) format: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stream: Option<bool>,
-    /// The wire format.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub(crate) api: Option<&'static str>,
     /// Who asked, where `policy.tenant_header` says how to tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tenant: Option<String>,
@@ -119,6 +119,9 @@ pub(crate) struct Record {
     pub(crate) prompt: Option<Prompt>,
     pub(crate) version: &'static str,
     pub(crate) config_sha256: String,
+    /// What the guard found of the answer; none where it does not read answers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reply: Option<Reply>,
     pub(crate) timings: Stages,
     /// Status of the answer; none where there was none.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -126,6 +129,21 @@ pub(crate) struct Record {
     /// Bytes of the answer's body that were handed to the connection.
     pub(crate) bytes: u64,
     pub(crate) outcome: Outcome,
+}
+
+/// What the guard found of an answer, by its latest judgement.
+#[derive(Debug, Serialize)]
+pub(crate) struct Reply {
+    /// `allow`, `refuse` or `deny`.
+    pub(crate) decision: &'static str,
+    pub(crate) by: String,
+    pub(crate) reason: String,
+    /// How often the reply was read; each time it had grown.
+    pub(crate) judgements: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) score: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) hazard: Option<Hazard>,
 }
 
 /// What the guard found.

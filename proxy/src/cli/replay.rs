@@ -42,7 +42,7 @@ struct Recorded {
     path: String,
     model: Option<String>,
     stream: Option<bool>,
-    api: Option<String>,
+    format: Option<String>,
     tenant: Option<String>,
     #[serde(default)]
     languages: Vec<String>,
@@ -173,7 +173,7 @@ impl Recorded {
         let facts = RequestFacts {
             model: self.model.unwrap_or_default(),
             path: self.path,
-            api: self.api.unwrap_or_default(),
+            api: self.format.unwrap_or_default(),
             stream: self.stream.unwrap_or_default(),
             tenant: self.tenant,
             languages: self.languages,

@@ -122,7 +122,7 @@ fn warnings(config: &CheckedConfig) -> Vec<String> {
         Mode::Monitor => warnings.push("`policy.mode` is `monitor`: nothing is refused".to_owned()),
         Mode::Off => warnings.push("`policy.mode` is `off`: requests go upstream unread".to_owned()),
     }
-    if config.paths.pass.iter().any(|rule| rule.carries_prompts()) {
+    if config.paths.pass.iter().any(|rule| rule.may_ask()) {
         warnings.push(
             "`paths.pass` lets requests through that may carry prompts; no guard reads them".to_owned(),
         );
@@ -241,6 +241,7 @@ mod tests {
         check(&[], &[]);
         check(&[("listen", "0.0.0.0:1")], &["not authenticated"]);
         check(&[("listen", "[::1]:1")], &[]);
+        check(&[("paths.pass", "POST /v1/embeddings,GET /v1/batches")], &[]);
         check(&[("policy.mode", "monitor")], &["nothing is refused"]);
         check(&[("policy.mode", "off"), ("paths.pass", "* /v1/**")], &["unread", "no guard"]);
     }

@@ -22,7 +22,8 @@ use tracing_subscriber::EnvFilter;
 use super::{
     AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
     PolicyConfig, ProbeConfig, Problem, Problems, Raw, RawAudit, RawCascade, RawGuard, RawLimits, RawPolicy,
-    RawProbe, RawRefusal, RawUpstream, RefusalConfig, Secret, UpstreamConfig, UrlUpstream,
+    RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalConfig, ResponseGuardConfig, Secret,
+    UpstreamConfig, UrlUpstream,
 };
 use crate::upstream::BaseUrl;
 
@@ -40,6 +41,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
         deny: check.rules("paths.deny", &raw.paths.deny),
     };
     let limits = check.limits(&raw.limits);
+    let response_guard = check.response_guard(&raw.response_guard);
     let refusal = check.refusal(&raw.refusal);
     let audit = check.audit(&raw.audit);
     check.require("log.level", EnvFilter::try_new(&raw.log.level).is_ok(), || {
@@ -54,6 +56,7 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
             policy,
             paths,
             limits,
+            response_guard,
             refusal,
             audit,
             log: LogConfig { format: raw.log.format, level: raw.log.level.clone() },
@@ -134,12 +137,12 @@ impl Check<'_> {
         let connect_timeout = self.time(&format!("{at}.connect_timeout_ms"), raw.connect_timeout_ms);
         let response_timeout = self.time(&format!("{at}.response_timeout_ms"), raw.response_timeout_ms);
         let idle_timeout = self.time(&format!("{at}.idle_timeout_ms"), raw.idle_timeout_ms);
-        let authorization = self.api_key(at, raw);
+        let key = self.api_key(at, raw);
         if raw.url == "embedded" {
             return None;
         }
         let base = self.parsed(&format!("{at}.url"), BaseUrl::parse(&raw.url))?;
-        Some(UrlUpstream { base, authorization, connect_timeout, response_timeout, idle_timeout })
+        Some(UrlUpstream { base, key, connect_timeout, response_timeout, idle_timeout })
     }
 
     /// The upstream's key. Messages name the variable or the file, never what they hold.
@@ -163,9 +166,7 @@ impl Check<'_> {
         };
         let secret = key.and_then(|key| match key.trim() {
             "" => Err("the key is empty".to_owned()),
-            key => {
-                Secret::bearer(key).ok_or_else(|| "the key holds characters that a header can't".to_owned())
-            }
+            key => Secret::new(key).ok_or_else(|| "the key holds characters that a header can't".to_owned()),
         });
         self.parsed(&format!("{at}.{setting}"), secret)
     }
@@ -274,6 +275,16 @@ impl Check<'_> {
             connections: self.at_least("limits.connections", raw.connections, 1),
             drain_timeout: self.time("limits.drain_timeout_ms", raw.drain_timeout_ms),
         }
+    }
+
+    fn response_guard(&mut self, raw: &RawResponseGuard) -> Option<ResponseGuardConfig> {
+        let checked = ResponseGuardConfig {
+            hold_bytes: self.at_least("response_guard.hold_bytes", raw.hold_bytes, 1),
+            overlap_bytes: raw.overlap_bytes,
+            max_bytes: self.at_least("response_guard.max_bytes", raw.max_bytes, 1),
+            keepalive: self.time("response_guard.keepalive_ms", raw.keepalive_ms),
+        };
+        raw.enabled.then_some(checked)
     }
 
     fn refusal(&mut self, raw: &RawRefusal) -> RefusalConfig {

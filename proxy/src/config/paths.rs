@@ -19,6 +19,29 @@ impl PathRules {
     }
 }
 
+/// Requests for which no model writes an answer.
+pub(super) const WRITES_NOTHING: [&str; 19] = [
+    "GET /v1/models",
+    "GET /v1/models/*",
+    "POST /v1/embeddings",
+    "GET /v1/files",
+    "POST /v1/files",
+    "GET /v1/files/**",
+    "DELETE /v1/files/*",
+    "POST /v1/messages/count_tokens",
+    "GET /api/tags",
+    "GET /api/ps",
+    "GET /api/version",
+    "POST /api/show",
+    "POST /api/embed",
+    "POST /api/embeddings",
+    "GET /v1beta/models",
+    "GET /v1beta/models/*",
+    "POST /v1beta/models/*:countTokens",
+    "POST /v1beta/models/*:embedContent",
+    "POST /v1beta/models/*:batchEmbedContents",
+];
+
 /// A method and a path, such as `GET /v1/models/*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PathRule {
@@ -30,6 +53,8 @@ pub struct PathRule {
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
     Exact(String),
+    /// One segment that ends so, and has something before.
+    Ends(String),
     /// One segment.
     Any,
     /// One segment or more, to the end.
@@ -66,7 +91,10 @@ impl PathRule {
             .map(|segment| match segment {
                 "*" => Segment::Any,
                 "**" => Segment::Rest,
-                exact => Segment::Exact(exact.to_owned()),
+                segment => match segment.strip_prefix('*') {
+                    Some(end) => Segment::Ends(end.to_owned()),
+                    None => Segment::Exact(segment.to_owned()),
+                },
             })
             .collect();
         if segments.iter().rev().skip(1).any(|segment| *segment == Segment::Rest) {
@@ -79,6 +107,7 @@ impl PathRule {
         let mut given = segments(path);
         let path_matches = self.segments.iter().all(|segment| match (segment, given.next()) {
             (Segment::Exact(exact), Some(segment)) => exact == segment,
+            (Segment::Ends(end), Some(segment)) => segment.len() > end.len() && segment.ends_with(end),
             (Segment::Any, Some(_)) => true,
             (Segment::Rest, Some(_)) => {
                 given.by_ref().for_each(drop);
@@ -89,9 +118,11 @@ impl PathRule {
         path_matches && given.next().is_none() && self.method.as_ref().is_none_or(|m| m == method)
     }
 
-    /// Whether requests of this rule can carry prompts: any method but `GET`, `HEAD` and `OPTIONS`.
-    pub fn carries_prompts(&self) -> bool {
-        !matches!(self.method, Some(Method::GET | Method::HEAD | Method::OPTIONS))
+    /// Whether requests of this rule may have a model write: any method but `GET`, `HEAD` and `OPTIONS`, and none of the
+    /// default rules.
+    pub fn may_ask(&self) -> bool {
+        let is_default = || WRITES_NOTHING.iter().any(|rule| Self::parse(rule).as_ref() == Ok(self));
+        !matches!(self.method, Some(Method::GET | Method::HEAD | Method::OPTIONS)) && !is_default()
     }
 }
 
@@ -145,6 +176,9 @@ mod tests {
         check("GET /v1/models/*", Method::GET, "/v1/models/a;b", false);
         check("GET /v1/models/**", Method::GET, "/v1/models/a/b", true);
         check("GET /v1/models/**", Method::GET, "/v1/models", false);
+        check("POST /v1beta/models/*:countTokens", Method::POST, "/v1beta/models/m:countTokens", true);
+        check("POST /v1beta/models/*:countTokens", Method::POST, "/v1beta/models/:countTokens", false);
+        check("POST /v1beta/models/*:countTokens", Method::POST, "/v1beta/models/m:embedContent", false);
         check("* /v1/**", Method::DELETE, "/v1/files/1", true);
         check("* /v1/**", Method::POST, "/v1/./files", false);
         check("* /v1/**", Method::POST, "/v1//files", false);
@@ -157,6 +191,19 @@ mod tests {
         let rules = PathRules { pass: rule("* /v1/**"), deny: rule("POST /v1/completions") };
         assert!(rules.passes(&Method::POST, "/v1/embeddings"));
         assert!(!rules.passes(&Method::POST, "/v1/completions"));
+    }
+
+    #[test]
+    fn default_rules_ask_no_model() {
+        fn check(rule: &str, expected: bool) {
+            assert_eq!(PathRule::parse(rule).unwrap().may_ask(), expected, "{rule}");
+        }
+        check("GET /v1/batches", false);
+        check("POST /v1/batches", true);
+        check("* /v1/models", true);
+        for rule in WRITES_NOTHING {
+            check(rule, false);
+        }
     }
 
     #[test]

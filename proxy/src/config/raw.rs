@@ -39,6 +39,8 @@ pub struct Raw {
     pub paths: RawPaths,
     /// Bounds on what a caller may take up.
     pub limits: RawLimits,
+    /// The guard on the upstream's answers.
+    pub response_guard: RawResponseGuard,
     /// The shape of refusals.
     pub refusal: RawRefusal,
     /// The record of every request.
@@ -57,6 +59,7 @@ impl Default for Raw {
             policy: RawPolicy::default(),
             paths: RawPaths::default(),
             limits: RawLimits::default(),
+            response_guard: RawResponseGuard::default(),
             refusal: RawRefusal::default(),
             audit: RawAudit::default(),
             log: RawLog::default(),
@@ -71,8 +74,9 @@ pub struct RawUpstream {
     /// `embedded`, or the base URL of an OpenAI-compatible API as its clients take it, such as
     /// `https://llm.example/v1`. A URL without a path means `/v1`.
     pub url: String,
-    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's
-    /// `authorization` header, which is passed on otherwise.
+    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's,
+    /// which is passed on otherwise, in the header of the API that is asked: `authorization`, `x-api-key` or
+    /// `x-goog-api-key`.
     pub api_key_env: Option<String>,
     /// File that holds the upstream's API key, instead of `api_key_env`.
     pub api_key_file: Option<String>,
@@ -368,11 +372,14 @@ pub enum OnDisagreement {
 }
 
 /// What happens to paths that no guard reads. A rule is a method (or `*`) and a path, such as `GET /v1/models/*`;
-/// in a path, `*` stands for one segment and a final `**` for any number. What no rule names is denied.
+/// in a path, `*` stands for one segment, `*:end` for one that ends so, and a final `**` for any number. What no rule names is
+/// denied.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawPaths {
-    /// Requests that go upstream unread.
+    /// Requests that go upstream unread. By default those that have no model write: lists of models, embeddings, counts of
+    /// tokens, and files (whose contents can't be read where a request names them). Callers that share the upstream's
+    /// key share its files too.
     #[serde(deserialize_with = "list")]
     pub pass: Vec<String>,
     /// Requests that are denied even where `pass` matches.
@@ -382,7 +389,7 @@ pub struct RawPaths {
 
 impl Default for RawPaths {
     fn default() -> Self {
-        Self { pass: vec!["GET /v1/models".to_owned(), "GET /v1/models/*".to_owned()], deny: vec![] }
+        Self { pass: super::paths::WRITES_NOTHING.map(str::to_owned).to_vec(), deny: vec![] }
     }
 }
 
@@ -410,6 +417,35 @@ impl Default for RawLimits {
             body_timeout_ms: 60_000,
             connections: 1_024,
             drain_timeout_ms: 30_000,
+        }
+    }
+}
+
+/// The guard on the upstream's answers: it reads each reply after what was asked, and what it refuses is cut.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawResponseGuard {
+    /// Whether answers are read.
+    pub enabled: bool,
+    /// New text of a stream that a judgement waits for, in bytes. Less reads more often.
+    pub hold_bytes: usize,
+    /// Text of a stream that is still held back once it was read, in bytes: what begins in it is read with what follows
+    /// before any of it is sent on.
+    pub overlap_bytes: usize,
+    /// Most of an answer that is held in memory, in bytes; a longer one can't be read.
+    pub max_bytes: usize,
+    /// Time after which a stream that is held back gets a sign of life, where the format has one, in milliseconds.
+    pub keepalive_ms: u64,
+}
+
+impl Default for RawResponseGuard {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            hold_bytes: 400,
+            overlap_bytes: 100,
+            max_bytes: 8 * 1024 * 1024,
+            keepalive_ms: 10_000,
         }
     }
 }

@@ -17,7 +17,8 @@ use crate::{policies::Policies, reply::Error};
 const LANGUAGES: (usize, usize) = (8, 35);
 
 /// Places for requests that are being decided.
-pub(super) struct Gate {
+#[derive(Clone)]
+pub(crate) struct Gate {
     places: Arc<Semaphore>,
     /// How long a request waits for one.
     patience: Duration,
@@ -30,7 +31,7 @@ impl Gate {
     }
 
     /// The chain's decision. Gives the evidence back.
-    pub(super) async fn decide(
+    pub(crate) async fn decide(
         &self,
         policies: Arc<Policies>,
         facts: RequestFacts,

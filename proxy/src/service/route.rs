@@ -2,32 +2,31 @@
 
 use http::Method;
 
-use crate::{config::PathRules, reply::Error};
+use crate::{
+    api::{self, WireFormat},
+    config::PathRules,
+    reply::Error,
+};
 
-/// The path of the OpenAI chat API.
-const CHAT: &str = "/v1/chat/completions";
-
-#[derive(Debug, PartialEq, Eq)]
 pub(super) enum Route {
-    /// The OpenAI chat API: the guard reads it.
-    Chat,
+    /// Asks for an answer in this format: the guard reads it.
+    Guarded(&'static dyn WireFormat),
     /// Goes upstream unread, by a rule.
     Pass,
 }
 
-/// Only exact matches go anywhere. A path that a server might still take for the chat API never passes unread, whatever
-/// the rules say.
+/// Only exact matches go anywhere. A path that a server might still take for one that the guard reads never passes unread,
+/// whatever the rules say.
 pub(super) fn route(rules: &PathRules, method: &Method, path: &str) -> Result<Route, Error> {
     let shown = || path.chars().take(200).collect::<String>();
-    if path == CHAT && method == Method::POST {
-        return Ok(Route::Chat);
+    let format = api::find(path);
+    match format {
+        Some(format) if method == Method::POST => return Ok(Route::Guarded(format)),
+        None if api::resembles(path) => return Err(Error::PathUnclear { path: shown() }),
+        _ => {}
     }
-    let chat = path == CHAT && !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
-    let alike = path != CHAT && path.to_ascii_lowercase().trim_end_matches('/').ends_with("chat/completions");
-    if alike {
-        return Err(Error::PathUnclear { path: shown() });
-    }
-    if !chat && rules.passes(method, path) {
+    let asks = format.is_some() && !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
+    if !asks && rules.passes(method, path) {
         return Ok(Route::Pass);
     }
     Err(Error::PathDenied { method: method.clone(), path: shown() })
@@ -39,16 +38,23 @@ mod tests {
     use crate::config::PathRule;
 
     #[test]
-    fn nothing_that_looks_like_chat_passes_unread() {
+    fn nothing_that_looks_like_a_guarded_path_passes_unread() {
         let rules = PathRules { pass: vec![PathRule::parse("* /**").unwrap()], deny: vec![] };
-        let check = |method: &Method, path: &str, expected: Option<Route>| {
-            assert_eq!(route(&rules, method, path).ok(), expected, "{method} {path}");
+        let check = |method: &Method, path: &str, expected: Option<&str>| {
+            let found = route(&rules, method, path).ok().map(|route| match route {
+                Route::Guarded(format) => format.name(),
+                Route::Pass => "pass",
+            });
+            assert_eq!(found, expected, "{method} {path}");
         };
-        check(&Method::POST, "/v1/chat/completions", Some(Route::Chat));
-        check(&Method::GET, "/v1/chat/completions", Some(Route::Pass));
-        check(&Method::GET, "/v1/chat/completions/chatcmpl-1", Some(Route::Pass));
-        check(&Method::POST, "/v1/embeddings", Some(Route::Pass));
+        check(&Method::POST, "/v1/chat/completions", Some("openai-chat"));
+        check(&Method::GET, "/v1/chat/completions", Some("pass"));
+        check(&Method::GET, "/v1/chat/completions/chatcmpl-1", Some("pass"));
+        check(&Method::POST, "/v1/embeddings", Some("pass"));
         check(&Method::PUT, "/v1/chat/completions", None);
+        check(&Method::POST, "/v1beta/models/m:generateContent", Some("gemini"));
+        check(&Method::POST, "/v1beta/models/m:embedContent", Some("pass"));
+        check(&Method::PUT, "/v1beta/models/m:generateContent", None);
         for path in [
             "//v1/chat/completions",
             "/v1/chat/completions/",
@@ -66,6 +72,13 @@ mod tests {
             "/v1/chat/completions;x=y",
             "/chat/completions",
             "/openai/v1/chat/completions",
+            "/v1/messages/",
+            "/v1/Responses",
+            "/api/./chat",
+            "/v1beta/models/m%3AgenerateContent",
+            "/v1beta/models/m:GenerateContent",
+            "/v1beta/models/%6d:generateContent",
+            "/v1beta/models/a/b:generateContent",
             "*",
         ] {
             check(&Method::POST, path, None);

@@ -1,8 +1,9 @@
-//! A small model in process, behind the OpenAI chat API.
+//! A small model in process, behind every wire format that the guard reads.
 //!
 //! What it can't do (several answers, tools, images, response formats, log-probabilities, penalties) is answered with an
 //! error that names the parameter: nothing that shapes an answer is silently ignored.
 
+mod catalog;
 mod request;
 
 use std::sync::Arc;
@@ -11,16 +12,18 @@ use async_stream::stream;
 use bytes::Bytes;
 use forethought_core::generate::{ChatEvent, ChatModel, ChatStream, Finish, GenerateError};
 use futures_util::{Stream, StreamExt};
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode, Uri};
 use http_body::Frame;
 use http_body_util::{BodyExt, StreamBody};
-use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::Sent;
 use crate::{
     Body,
-    api::openai_chat::answer::{Answer, DONE, Usage, event},
+    api::{
+        self, Framer, Voice, WireFormat,
+        answer::{Answer, End, Envelope, Usage},
+    },
     config::EmbeddedConfig,
     reply::{self, Error},
     server::Cutoff,
@@ -40,27 +43,30 @@ impl Embedded {
     }
 
     pub(super) async fn send(&self, request: Request<Sent>, cutoff: Cutoff) -> Result<Response<Body>, Error> {
-        let path = request.uri().path();
-        match (request.method(), path) {
-            (&Method::POST, "/v1/chat/completions") => {
-                let body = match request.into_body() {
+        let (head, body) = request.into_parts();
+        match api::find(head.uri.path()) {
+            Some(format) if head.method == Method::POST => {
+                let body = match body {
                     Sent::Read(bytes) => bytes,
                     Sent::Unread(body) => body.collect().await.map_err(|_| Error::BodyBroken)?.to_bytes(),
                 };
-                self.chat(&body, cutoff).await
+                self.answer(format, &head.uri, &body, cutoff).await
             }
-            (&Method::GET, "/v1/models") => {
-                Ok(reply::json(StatusCode::OK, &json!({"object": "list", "data": [model_card()]})))
-            }
-            (&Method::GET, "/v1/models/embedded") => Ok(reply::json(StatusCode::OK, &model_card())),
-            (&Method::GET, path) if path.starts_with("/v1/models/") => Err(Error::NoSuchModel),
-            _ => Err(Error::NotFound { path: path.to_owned() }),
+            _ => catalog::find(&head).map(|body| reply::json(StatusCode::OK, &body)),
         }
     }
 
-    async fn chat(&self, body: &[u8], cutoff: Cutoff) -> Result<Response<Body>, Error> {
-        let wanted = request::read(body, &self.config)?;
-        let answer = Answer::new(Uuid::now_v7(), NAME);
+    async fn answer(
+        &self,
+        format: &'static dyn WireFormat,
+        target: &Uri,
+        body: &[u8],
+        cutoff: Cutoff,
+    ) -> Result<Response<Body>, Error> {
+        let wanted = request::read(format, target, body, &self.config)?;
+        let envelope =
+            Envelope { include_usage: wanted.include_usage, ..Envelope::new(Uuid::now_v7(), NAME) };
+        let answer = format.answer(envelope);
         let mut running = self.model.chat(wanted.chat);
         // The first event decides on the status, so that an overload or a bad template is no broken stream.
         let first = next(&mut running).await;
@@ -68,10 +74,12 @@ impl Embedded {
             return Err(Error::Generate(error));
         }
         if wanted.stream {
-            let events = streamed(answer, wanted.include_usage, first, running, cutoff);
-            Ok(reply::events(StreamBody::new(events.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync()))
+            let framer = Framer::new(wanted.framing);
+            let pieces = streamed(answer, framer, format.voice(), first, running, cutoff);
+            let body = StreamBody::new(pieces.map(|bytes| Ok(Frame::data(bytes)))).boxed_unsync();
+            Ok(reply::stream(wanted.framing.content_type(), body))
         } else {
-            whole(&answer, first, running).await
+            whole(answer, first, running).await
         }
     }
 }
@@ -82,16 +90,18 @@ async fn next(running: &mut ChatStream) -> ChatEvent {
 }
 
 /// The answer in one piece, once it is written.
-async fn whole(answer: &Answer, first: ChatEvent, mut running: ChatStream) -> Result<Response<Body>, Error> {
+async fn whole(
+    mut answer: Box<dyn Answer>,
+    first: ChatEvent,
+    mut running: ChatStream,
+) -> Result<Response<Body>, Error> {
     let mut text = String::new();
     let mut happened = first;
     loop {
         match happened {
             ChatEvent::Text(more) => text.push_str(&more),
             ChatEvent::Done { finish, prompt_tokens: prompt, completion_tokens: completion } => {
-                let message = json!({"role": "assistant", "content": text, "refusal": null});
-                let body =
-                    answer.completion(vec![message], finish_reason(finish), Usage { prompt, completion });
+                let body = answer.whole(&text, end(finish), Usage { prompt, completion });
                 return Ok(reply::json(StatusCode::OK, &body));
             }
             ChatEvent::Failed(error) => return Err(Error::Generate(error)),
@@ -100,60 +110,47 @@ async fn whole(answer: &Answer, first: ChatEvent, mut running: ChatStream) -> Re
     }
 }
 
-/// The answer as server-sent events while it is written.
+/// The answer in pieces while it is written.
 fn streamed(
-    answer: Answer,
-    include_usage: bool,
+    mut answer: Box<dyn Answer>,
+    mut framer: Framer,
+    voice: Voice,
     first: ChatEvent,
     mut running: ChatStream,
     mut cutoff: Cutoff,
 ) -> impl Stream<Item = Bytes> {
-    let chunk = move |answer: &Answer, delta: Value, finish: Option<&str>| {
-        let mut chunk = answer.chunk(0, delta, finish);
-        if include_usage {
-            chunk["usage"] = Value::Null;
-        }
-        event(&chunk)
-    };
     stream! {
-        yield chunk(&answer, json!({"role": "assistant", "content": "", "refusal": null}), None);
+        let opened = framer.pieces(&answer.open(0));
+        if !opened.is_empty() {
+            yield opened;
+        }
         let mut happened = first;
-        loop {
+        let (end, usage) = loop {
             match happened {
-                ChatEvent::Text(text) => yield chunk(&answer, json!({"content": text}), None),
+                ChatEvent::Text(text) => yield framer.pieces(&answer.text(0, &text)),
                 ChatEvent::Done { finish, prompt_tokens: prompt, completion_tokens: completion } => {
-                    yield chunk(&answer, json!({}), Some(finish_reason(finish)));
-                    if include_usage {
-                        yield event(&answer.usage_chunk(Usage { prompt, completion }));
-                    }
-                    break;
+                    break (end(finish), Usage { prompt, completion });
                 }
                 ChatEvent::Failed(error) => {
-                    // The head is long gone. Clients raise an error for such an event.
-                    yield event(&Error::Generate(error).body().json());
+                    yield framer.error(&voice.error(&Error::Generate(error).body(voice.input)));
                     return;
                 }
             }
             happened = tokio::select! {
                 event = next(&mut running) => event,
-                () = cutoff.reached() => {
-                    // Cut short, so its counts are not known.
-                    yield chunk(&answer, json!({}), Some(finish_reason(Finish::Length)));
-                    break;
-                }
+                // Cut short, so its counts are not known.
+                () = cutoff.reached() => break (End::Length, Usage::default()),
             };
-        }
-        yield DONE;
+        };
+        let mut last = answer.close(0, end);
+        last.extend(answer.done(end, usage));
+        yield [framer.pieces(&last), framer.end()].concat().into();
     }
 }
 
-fn model_card() -> Value {
-    json!({"id": NAME, "object": "model", "created": 0, "owned_by": "forethought"})
-}
-
-fn finish_reason(finish: Finish) -> &'static str {
+fn end(finish: Finish) -> End {
     match finish {
-        Finish::Stop => "stop",
-        Finish::Length => "length",
+        Finish::Stop => End::Stop,
+        Finish::Length => End::Length,
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io};
 
-use http::{Request, Response, header};
+use http::{HeaderName, Request, Response, header};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
@@ -13,7 +13,15 @@ use tokio::time::timeout;
 use tracing::warn;
 
 use super::{REROUTING, Sent, idle::IdleTimeout, strip};
-use crate::{Body, config::UrlUpstream, reply, reply::Error};
+use crate::{
+    Body,
+    api::{Key, Voice},
+    config::UrlUpstream,
+    reply::{self, Error},
+};
+
+const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 pub(super) struct Url {
     config: UrlUpstream,
@@ -54,6 +62,7 @@ impl Url {
 
     pub(super) async fn send(&self, request: Request<Sent>) -> Result<Response<Body>, Error> {
         let (parts, body) = request.into_parts();
+        let voice = Voice::of(&parts);
         let uri = self
             .config
             .base
@@ -66,8 +75,16 @@ impl Url {
         [header::HOST, header::CONTENT_LENGTH, header::EXPECT]
             .iter()
             .for_each(|name| drop(headers.remove(name)));
-        if let Some(secret) = &self.config.authorization {
-            headers.insert(header::AUTHORIZATION, secret.header());
+        if let Some(key) = &self.config.key {
+            [header::AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY]
+                .iter()
+                .for_each(|name| drop(headers.remove(name)));
+            let (name, value) = match voice.key() {
+                Key::Bearer => (header::AUTHORIZATION, key.bearer()),
+                Key::Anthropic => (X_API_KEY, key.plain()),
+                Key::Google => (X_GOOG_API_KEY, key.plain()),
+            };
+            headers.insert(name, value);
         }
         let body = match body {
             Sent::Read(bytes) => reply::full(bytes),

@@ -1,84 +1,99 @@
 //! Answers of our own in the shape of the OpenAI chat API: whole completions and streams of chunks.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use bytes::Bytes;
 use serde_json::{Value, json};
 
-/// The event that ends a stream.
-pub(crate) const DONE: Bytes = Bytes::from_static(b"data: [DONE]\n\n");
+use crate::{
+    api::answer::{self, End, Envelope, Usage},
+    config::RefusalField,
+};
 
-/// What all pieces of one answer share.
-pub(crate) struct Answer {
-    id: String,
-    created: u64,
-    model: String,
+/// An answer.
+pub(super) struct Answer(pub(super) Envelope);
+
+/// Token counts as the OpenAI APIs tell them.
+pub(in crate::api) fn usage(Usage { prompt, completion }: Usage) -> Value {
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion})
 }
 
-/// Token counts.
-#[derive(Clone, Copy, Default)]
-pub(crate) struct Usage {
-    pub(crate) prompt: usize,
-    pub(crate) completion: usize,
-}
-
-impl Usage {
-    fn json(self) -> Value {
-        json!({
-            "prompt_tokens": self.prompt,
-            "completion_tokens": self.completion,
-            "total_tokens": self.prompt + self.completion,
-        })
-    }
+/// The word for an end in the OpenAI chat and completions APIs.
+pub(in crate::api) fn finish_reason(envelope: &Envelope, end: End) -> &'static str {
+    envelope.word(end, ["stop", "length", "content_filter"])
 }
 
 impl Answer {
-    /// An answer to the request with this id, made now.
-    pub(crate) fn new(id: impl std::fmt::Display, model: &str) -> Self {
-        let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        Self { id: format!("chatcmpl-{id}"), created, model: model.to_owned() }
+    /// Whether the text stands in the field for refusals.
+    fn in_refusal(&self) -> bool {
+        self.0.refusal && self.0.field == RefusalField::Refusal
     }
 
-    /// A whole completion; `messages` are the choices' messages.
-    pub(crate) fn completion(&self, messages: Vec<Value>, finish_reason: &str, usage: Usage) -> Value {
-        let choice = |(index, message): (usize, Value)| json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish_reason});
-        let choices: Vec<_> = messages.into_iter().enumerate().map(choice).collect();
-        json!({
-            "id": self.id,
-            "object": "chat.completion",
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            "usage": usage.json(),
-        })
-    }
-
-    /// A piece of the choice `index`.
-    pub(crate) fn chunk(&self, index: usize, delta: Value, finish_reason: Option<&str>) -> Value {
+    fn chunk(&self, index: usize, delta: Value, finish_reason: Option<&str>) -> Value {
         self.chunk_of(
             json!([{"index": index, "delta": delta, "logprobs": null, "finish_reason": finish_reason}]),
         )
     }
 
-    /// The chunk that carries the usage of a stream.
-    pub(crate) fn usage_chunk(&self, usage: Usage) -> Value {
-        let mut chunk = self.chunk_of(json!([]));
-        chunk["usage"] = usage.json();
-        chunk
-    }
-
     fn chunk_of(&self, choices: Value) -> Value {
-        json!({
-            "id": self.id,
+        let mut chunk = json!({
+            "id": format!("chatcmpl-{}", self.0.id),
             "object": "chat.completion.chunk",
-            "created": self.created,
-            "model": self.model,
+            "created": self.0.created_s(),
+            "model": self.0.model,
             "choices": choices,
-        })
+        });
+        if self.0.include_usage {
+            chunk["usage"] = Value::Null;
+        }
+        chunk
     }
 }
 
-/// A server-sent event.
-pub(crate) fn event(value: &Value) -> Bytes {
-    format!("data: {value}\n\n").into()
+impl answer::Answer for Answer {
+    fn whole(&mut self, text: &str, end: End, counts: Usage) -> Value {
+        let finish_reason = finish_reason(&self.0, end);
+        let message = if self.in_refusal() {
+            json!({"role": "assistant", "content": null, "refusal": text})
+        } else {
+            json!({"role": "assistant", "content": text, "refusal": null})
+        };
+        let choice = |index| json!({"index": index, "message": message, "logprobs": null, "finish_reason": finish_reason});
+        let mut body = json!({
+            "id": format!("chatcmpl-{}", self.0.id),
+            "object": "chat.completion",
+            "created": self.0.created_s(),
+            "model": self.0.model,
+            "choices": (0..self.0.choices).map(choice).collect::<Vec<_>>(),
+            "usage": usage(counts),
+        });
+        self.0.expose(&mut body);
+        body
+    }
+
+    fn open(&mut self, choice: usize) -> Vec<Value> {
+        let delta = if self.in_refusal() {
+            json!({"role": "assistant", "content": null, "refusal": ""})
+        } else {
+            json!({"role": "assistant", "content": "", "refusal": null})
+        };
+        vec![self.chunk(choice, delta, None)]
+    }
+
+    fn text(&mut self, choice: usize, text: &str) -> Vec<Value> {
+        let delta = if self.in_refusal() { json!({"refusal": text}) } else { json!({"content": text}) };
+        vec![self.chunk(choice, delta, None)]
+    }
+
+    fn close(&mut self, choice: usize, end: End) -> Vec<Value> {
+        let mut last = self.chunk(choice, json!({}), Some(finish_reason(&self.0, end)));
+        self.0.expose(&mut last);
+        vec![last]
+    }
+
+    fn done(&mut self, _: End, counts: Usage) -> Vec<Value> {
+        if !self.0.include_usage {
+            return vec![];
+        }
+        let mut chunk = self.chunk_of(json!([]));
+        chunk["usage"] = usage(counts);
+        vec![chunk]
+    }
 }

@@ -3,21 +3,10 @@
 use serde_json::json;
 
 use super::*;
+use crate::api::tests::shown;
 
 fn decoded(body: &Value) -> Result<Request, Error> {
     decode(body.to_string().as_bytes())
-}
-
-/// A conversation in one line a part, with all that was read.
-fn shown(conversation: &Conversation) -> Vec<String> {
-    let line = |(role, part): (Role, &Part)| match part {
-        Part::Text { text } => format!("{}: {text}", role.label()),
-        Part::Reasoning { text } => format!("{} reasons: {text}", role.label()),
-        Part::ToolCall { name, arguments } => format!("{} calls {name}: {arguments}", role.label()),
-        Part::ToolResult { text } => format!("{} returns: {text}", role.label()),
-        Part::Unread { kind } => format!("{} unread: {kind}", role.label()),
-    };
-    conversation.parts().map(line).collect()
 }
 
 #[test]
@@ -127,13 +116,13 @@ fn what_shapes_our_own_answers() {
     }))
     .unwrap();
     assert_eq!(
-        (request.model.as_str(), request.stream, request.include_usage, request.n),
+        (request.model.as_str(), request.stream, request.include_usage, request.choices),
         ("m", true, true, 3)
     );
     let request =
         decoded(&json!({"messages": [], "stream": null, "stream_options": null, "n": null})).unwrap();
     assert_eq!(
-        (request.model.as_str(), request.stream, request.include_usage, request.n),
+        (request.model.as_str(), request.stream, request.include_usage, request.choices),
         ("", false, false, 1)
     );
 }
