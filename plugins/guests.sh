@@ -19,13 +19,13 @@ if [ ! -d "$tools/node_modules/@bytecodealliance/componentize-js" ]; then
     (cd "$tools" && npm install --silent)
 fi
 
-export CARGO_TARGET_DIR=$PWD/target/guests
-OUT=$PWD/target/guests/built plugins/policies/build.sh
-unset CARGO_TARGET_DIR
+built=$PWD/target/guests/built
+(export CARGO_TARGET_DIR=$PWD/target/guests; OUT=$built plugins/policies/build.sh)
+# The whole workspace, so that its tests' build is used again.
+cargo build --quiet --release --workspace --bins
 for policy in plugins/policies/*/cases.toml; do
     name=$(basename "$(dirname "$policy")")
-    cargo run --quiet --release -p forethought-proxy -- \
-        plugin test "$policy" --component "target/guests/built/${name//-/_}.wasm"
+    "${CARGO_TARGET_DIR:-target}/release/forethought" plugin test "$policy" --component "$built/${name//-/_}.wasm"
 done
 
-FORETHOUGHT_GUEST_TOOLS=$tools cargo test --release -p forethought-proxy --test plugin a_new_plugin
+FORETHOUGHT_GUEST_TOOLS=$tools cargo test --release --workspace --test plugin a_new_plugin
