@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use forethought_core::dataset::Dataset;
 use forethought_core::evidence::Verdict;
@@ -107,8 +107,16 @@ fn by_file(results: &[Results]) -> Sets<'_> {
     sets
 }
 
+/// The plots of a run.
+pub const PLOTS: [&str; 2] = ["loss.svg", "eval.svg"];
+
+/// The name of a run's plot beside the report, which may be of several runs.
+pub fn plot_name(run: &Path, plot: &str) -> String {
+    format!("{}-{plot}", run.file_name().unwrap_or_default().to_string_lossy())
+}
+
 /// Data, recipe, speed and course of a run.
-fn of_run(text: &mut String, folder: &std::path::Path) -> Result<()> {
+fn of_run(text: &mut String, folder: &Path) -> Result<()> {
     let name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let read = |file: &str| recorder::read_text(&folder.join(file));
     let _ = write!(text, "\n## Training: {name}\n\n");
@@ -135,7 +143,8 @@ fn of_run(text: &mut String, folder: &std::path::Path) -> Result<()> {
         seconds / 60.0,
         tokens as f64 / seconds.max(1e-9)
     );
-    line(text, "\n![loss](loss.svg) ![direct verdict](eval.svg)\n");
+    let [loss, eval] = PLOTS.map(|plot| plot_name(folder, plot));
+    let _ = writeln!(text, "\n![loss]({loss}) ![direct verdict]({eval})\n");
     line(text, "| step | set | loss | accuracy | recall | FPR | AUROC |");
     line(text, "| ---: | --- | ---: | ---: | ---: | ---: | ---: |");
     for line_ in &lines {

@@ -7,7 +7,7 @@ use anyhow::{Result, ensure};
 use forethought_core::guard::bundle::Bundle;
 
 use crate::probe::report::{CURVE_PLOT, LAYERS_PLOT};
-use crate::report::{Sources, markdown};
+use crate::report::{PLOTS, Sources, markdown, plot_name};
 use crate::results::Results;
 
 /// Flags of `report`.
@@ -68,10 +68,13 @@ pub fn run(args: &ReportArgs) -> Result<ExitCode> {
     let text = markdown(&sources)?;
     let out = args.bundle.join("EVAL.md");
     std::fs::write(&out, text)?;
-    let plots = args.run.iter().flat_map(|run| ["loss.svg", "eval.svg"].map(|plot| run.join(plot)));
-    let of_probes = args.probes.iter().flat_map(|run| [LAYERS_PLOT, CURVE_PLOT].map(|plot| run.join(plot)));
-    for plot in plots.chain(of_probes).filter(|plot| plot.exists()) {
-        std::fs::copy(&plot, args.bundle.join(plot.file_name().unwrap_or_default()))?;
+    let of_runs = args.run.iter().flat_map(|run| PLOTS.map(|plot| (run.join(plot), plot_name(run, plot))));
+    let of_probes = args
+        .probes
+        .iter()
+        .flat_map(|run| [LAYERS_PLOT, CURVE_PLOT].map(|plot| (run.join(plot), plot.to_owned())));
+    for (plot, name) in of_runs.chain(of_probes).filter(|(plot, _)| plot.exists()) {
+        std::fs::copy(plot, args.bundle.join(name))?;
     }
     println!("{}", out.display());
     Ok(ExitCode::SUCCESS)
