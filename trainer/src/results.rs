@@ -71,8 +71,8 @@ pub struct Judged {
 }
 
 impl Judged {
-    /// P(harmful) by one way, where it was gone. The cascade's is that of rows which a cascade scored: see
-    /// [`Results::scores`].
+    /// P(harmful) by one way, where it was gone. The cascade's has a meaning only for rows of results in that mode: see
+    /// [`Results::mode`].
     pub fn score(&self, way: Way) -> Option<f64> {
         let decided = |path: ScorePath| self.score.filter(|_| self.path == Some(path));
         match way {
