@@ -195,8 +195,8 @@ fn curves(page: &mut String, modes: &[ModeRows]) -> Result<()> {
         page.push_str("<p class=\"note\">All rows have one label: there are no curves.</p>\n");
     } else {
         page.push_str("<div class=\"charts\">\n");
-        page.push_str(&charts::lines("ROC", ("false positive rate", "recall"), &roc)?);
-        page.push_str(&charts::lines("Precision and recall", ("recall", "precision"), &pr)?);
+        page.push_str(&charts::lines("ROC", ("false positive rate", "recall"), true, &roc)?);
+        page.push_str(&charts::lines("Precision and recall", ("recall", "precision"), false, &pr)?);
         page.push_str("</div>\n");
     }
     page.push_str("<div class=\"charts\">\n");
@@ -209,7 +209,7 @@ fn curves(page: &mut String, modes: &[ModeRows]) -> Result<()> {
     }
     if !roc.is_empty() {
         let axes = ("mean score of a tenth of the scale", "share that is harmful");
-        page.push_str(&charts::lines("Reliability", axes, &reliability)?);
+        page.push_str(&charts::lines("Reliability", axes, true, &reliability)?);
     }
     page.push_str("</div>\n</section>\n");
     Ok(())

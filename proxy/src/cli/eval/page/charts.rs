@@ -21,11 +21,11 @@ fn failed(error: impl std::fmt::Display) -> anyhow::Error {
     anyhow!("a chart can't be drawn: {error}")
 }
 
-/// Curves in the unit square, above a diagonal.
+/// Curves in the unit square, with a diagonal where that means something.
 ///
 /// # Errors
 /// It can't be drawn.
-pub(super) fn lines(title: &str, axes: (&str, &str), curves: &Curves) -> Result<String> {
+pub(super) fn lines(title: &str, axes: (&str, &str), diagonal: bool, curves: &Curves) -> Result<String> {
     let mut svg = String::new();
     let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
     area.fill(&WHITE).map_err(failed)?;
@@ -43,8 +43,10 @@ pub(super) fn lines(title: &str, axes: (&str, &str), curves: &Curves) -> Result<
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)?;
-    let diagonal = LineSeries::new([(0.0, 0.0), (1.0, 1.0)], BLACK.mix(0.25));
-    chart.draw_series(diagonal).map_err(failed)?;
+    if diagonal {
+        let diagonal = LineSeries::new([(0.0, 0.0), (1.0, 1.0)], BLACK.mix(0.25));
+        chart.draw_series(diagonal).map_err(failed)?;
+    }
     for (i, (name, points)) in curves.iter().enumerate() {
         let colour = COLOURS[i % COLOURS.len()];
         chart
@@ -83,7 +85,7 @@ pub(super) fn histogram(title: &str, scored: &[(f64, Verdict)]) -> Result<String
         .caption(title, ("sans-serif", 16))
         .margin(8)
         .x_label_area_size(34)
-        .y_label_area_size(44)
+        .y_label_area_size(56)
         .build_cartesian_2d(0.0..1.0, 0.0..most * 1.05)
         .map_err(failed)?;
     chart
@@ -91,6 +93,7 @@ pub(super) fn histogram(title: &str, scored: &[(f64, Verdict)]) -> Result<String
         .disable_x_mesh()
         .x_desc("score")
         .y_desc("rows")
+        .y_label_formatter(&|rows| format!("{rows:.0}"))
         .light_line_style(TRANSPARENT)
         .draw()
         .map_err(failed)?;
