@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::Args;
 use forethought_core::{
+    dataset::Dataset,
     evidence::Verdict,
     metrics::{Interval, binomial_interval, binomial_upper_bound},
 };
@@ -78,6 +79,12 @@ pub fn run(args: &CalibrateArgs, config: &ConfigArgs) -> Result<ExitCode> {
     if let Some(out) = &args.out {
         ensure!(!out.exists(), "{} is there already: move it away, or give another --out", out.display());
     }
+    // Before hours of scoring, not after.
+    let mut rows = 0;
+    for path in &args.benign {
+        rows += Dataset::read_as(path, Some(Verdict::Benign))?.rows.len() as u64;
+    }
+    hits(rows, args.target_fpr, args.confidence)?;
     let mode = args.mode.as_ref().map(|mode| flag("--mode", "guard.mode", mode));
     let config = config.load(mode.into_iter().chain([config.quiet_log()]))?;
     log::init(&config.log);
@@ -151,6 +158,20 @@ fn allowed(rows: u64, target: f64, confidence: f64) -> Option<u64> {
     Some(low)
 }
 
+/// The same, or what it would take.
+fn hits(rows: u64, target: f64, confidence: f64) -> Result<u64> {
+    let Some(hits) = allowed(rows, target, confidence) else {
+        bail!(
+            "{rows} benign rows can't show that at most {} of benign requests are refused, with {} confidence: that takes at \
+             least {} rows. Give more rows, a higher --target-fpr or a lower --confidence",
+            percent(target),
+            percent(confidence),
+            needed(target, confidence)
+        );
+    };
+    Ok(hits)
+}
+
 /// The fewest rows for which [`allowed`] allows none: `(1 - target)^n <= 1 - confidence`.
 fn needed(target: f64, confidence: f64) -> u64 {
     ((1.0 - confidence).ln() / (1.0 - target).ln()).ceil() as u64
@@ -180,15 +201,7 @@ impl Calibrated {
         let benign: Vec<&ResultRow> =
             rows.iter().filter(|row| files.contains(&row.file) && row.score.is_some()).collect();
         let count = benign.len() as u64;
-        let Some(hits) = allowed(count, target, confidence) else {
-            bail!(
-                "{count} benign rows can't show that at most {} of benign requests are refused, with {} confidence: that takes at \
-                 least {} rows. Give more rows, a higher --target-fpr or a lower --confidence",
-                percent(target),
-                percent(confidence),
-                needed(target, confidence)
-            );
-        };
+        let hits = hits(count, target, confidence)?;
         let above = |scores: Vec<f64>| -> Option<f64> {
             let mut scores = scores;
             scores.sort_by(|a, b| b.total_cmp(a));
