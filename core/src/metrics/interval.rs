@@ -76,8 +76,7 @@ pub fn binomial_interval(hits: u64, trials: u64, level: f64) -> Option<Interval>
     let tail = (1.0 - level) / 2.0;
     let (k, n) = (hits as f64, trials as f64);
     let low = if hits == 0 { 0.0 } else { beta_quantile(k, n - k + 1.0, tail) };
-    let high = if hits == trials { 1.0 } else { beta_quantile(k + 1.0, n - k, 1.0 - tail) };
-    Some(Interval { low, high })
+    Some(Interval { low, high: binomial_upper_bound(hits, trials, 1.0 - tail)? })
 }
 
 /// The exact (Clopper-Pearson) upper bound of a share of which `hits` in `trials` were seen: with this `confidence` it is no

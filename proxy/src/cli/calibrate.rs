@@ -289,11 +289,10 @@ fn share(hits: u64, count: u64) -> String {
     percent(hits as f64 / count.max(1) as f64)
 }
 
-/// A share as a percentage with three digits.
+/// A share as a percentage with at most two decimals.
 fn percent(share: f64) -> String {
     let text = format!("{:.2}", 100.0 * share);
-    let text = if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
-    format!("{text}%")
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
 #[cfg(test)]
