@@ -1,4 +1,4 @@
-//! Python clients against the proxy: what they make of answers, refusals and errors, as `docs/clients.md` says it.
+//! Real clients in Python and JavaScript against the proxy: what they make of answers, refusals and errors, as `docs/clients.md` says it.
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
@@ -10,39 +10,62 @@ use std::{
 };
 
 use forethought_core::guard::GuardError;
-use forethought_tests::{FakeGuard, FakeModel, TestProxy, evidence, is_written};
+use forethought_tests::{FORMATS, FakeGuard, FakeModel, TestProxy, evidence, is_written};
 use serde_json::Value;
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("python")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
 
-/// A folder with the packages of `python/requirements.txt`, installed once for each state of that file.
-fn packages() -> PathBuf {
-    let requirements = folder().join("requirements.txt");
-    let wanted = std::fs::read_to_string(&requirements).unwrap();
-    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("python-clients");
+/// A folder in which `install` was run once for each state of the file `list`, which names packages.
+fn packages(name: &str, list: &str, install: impl FnOnce(&Path) -> Command) -> PathBuf {
+    let list = folder().join(list);
+    let wanted = std::fs::read_to_string(&list).unwrap();
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     std::fs::create_dir_all(&folder).unwrap();
     let lock = File::create(folder.join(".lock")).unwrap();
     lock.lock().unwrap();
     let installed = folder.join(".installed");
     if std::fs::read_to_string(&installed).ok().as_ref() != Some(&wanted) {
-        let pip = Command::new("python3")
-            .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade", "--target"])
-            .arg(&folder)
-            .arg("-r")
-            .arg(&requirements)
-            .output()
-            .expect("this test needs python3 (3.9 or newer): install it and run the tests again");
+        let output = install(&folder).output().expect("this test needs python3 (3.10 or newer) and npm");
         assert!(
-            pip.status.success(),
-            "this test needs pip and the packages in {}: {}",
-            requirements.display(),
-            String::from_utf8_lossy(&pip.stderr)
+            output.status.success(),
+            "this test needs the packages in {}, and pip or npm to install them: {}",
+            list.display(),
+            String::from_utf8_lossy(&output.stderr)
         );
         std::fs::write(installed, wanted).unwrap();
     }
     folder
+}
+
+/// What runs this script: Python or Node.js with the packages that it needs.
+fn command(script: &str) -> Command {
+    let file = folder().join(script);
+    if script.ends_with(".py") {
+        let packages = packages("python-clients", "requirements.txt", |folder| {
+            let mut pip = Command::new("python3");
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--upgrade"]);
+            pip.arg("--target").arg(folder).arg("-r").arg(self::folder().join("requirements.txt"));
+            pip
+        });
+        let mut command = Command::new("python3");
+        command.arg(file).env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+        return command;
+    }
+    let packages = packages("node-clients", "package.json", |folder| {
+        std::fs::copy(self::folder().join("package.json"), folder.join("package.json")).unwrap();
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--no-package-lock"]).current_dir(folder);
+        npm
+    });
+    // A module finds its packages beside itself.
+    for name in ["matrix.mjs", script] {
+        std::fs::copy(folder().join(name), packages.join(name)).unwrap();
+    }
+    let mut command = Command::new(packages.join("node_modules/.bin/node"));
+    command.arg(packages.join(script));
+    command
 }
 
 /// What one script showed.
@@ -83,13 +106,8 @@ async fn run(script: &str) -> Run {
     let toml = "[response_guard]\nenabled = true\nhold_bytes = 5\noverlap_bytes = 4";
     let cutting = TestProxy::embedded(&guard, &model, toml).await;
     let urls = [answering.url(), denying.url(), cutting.url()];
-    let file = folder().join(script);
-    let run = tokio::task::spawn_blocking(move || {
-        let packages = packages();
-        let command = &mut Command::new("python3");
-        command.arg(file).args(urls).env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
-        command.output().expect("python3 runs")
-    });
+    let named = script.to_owned();
+    let run = tokio::task::spawn_blocking(move || command(&named).args(urls).output().expect("it runs"));
     let run = run.await.unwrap();
     let (out, err) = (String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
     assert!(run.status.success(), "{script}: {out}\n{err}");
@@ -116,6 +134,9 @@ async fn every_client_understands_every_answer() {
         ("anthropic_messages.py", 1, 1),
         ("ollama_client.py", 2, 0),
         ("gemini.py", 1, 0),
+        ("langchain_openai_client.py", 2, 1),
+        ("langchain_anthropic_client.py", 1, 1),
+        ("vercel_ai.mjs", 3, 1),
     ] {
         let run = run(script).await;
         // Nothing that was denied was sent twice; only the overload was, by clients that do so.
@@ -131,11 +152,19 @@ async fn every_client_understands_every_answer() {
         );
         rows.extend(run.rows);
     }
+    // By format; within one, in the order of the list above.
+    let order: Vec<_> = FORMATS.iter().map(|format| format.name).collect();
+    rows.sort_by_key(|row| order.iter().position(|name| *name == row[0]));
+    let text = |list| std::fs::read_to_string(folder().join(list)).unwrap();
+    let mut packages: Vec<_> =
+        text("requirements.txt").lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect();
+    let list: Value = serde_json::from_str(&text("package.json")).unwrap();
+    for (name, version) in list["dependencies"].as_object().unwrap() {
+        packages.push(format!("{name}@{}", version.as_str().unwrap()));
+    }
     let mut text = "# What clients make of the answers\n\n\
-        Written by `tests/tests/python.rs`, which runs these Python packages against the proxy:\n"
+        Written by `tests/tests/clients.rs`, which runs these Python and JavaScript packages against the proxy:\n"
         .to_owned();
-    let requirements = std::fs::read_to_string(folder().join("requirements.txt")).unwrap();
-    let packages: Vec<_> = requirements.lines().filter(|line| !line.starts_with('#')).collect();
     writeln!(text, "{}.\n\n| format | client | case | what the client sees |", packages.join(", ")).unwrap();
     text += "| --- | --- | --- | --- |\n";
     rows.iter().for_each(|row| writeln!(text, "| {} |", row.join(" | ")).unwrap());
