@@ -26,8 +26,9 @@ pub use self::{
     paths::{PathRule, PathRules},
     raw::{
         AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
-        OnUnread, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog, RawNamedUpstream,
-        RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalField,
+        OnUnread, Order, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog,
+        RawNamedUpstream, RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawResponseGuard,
+        RawUpstream, RefusalField,
     },
 };
 use crate::upstream::BaseUrl;
@@ -149,6 +150,8 @@ pub struct ProbeConfig {
 pub struct PolicyConfig {
     /// Whether decisions are acted on.
     pub mode: Mode,
+    /// Whether the upstream is asked before the decision.
+    pub order: Order,
     /// The built-in thresholds, which end every policy chain.
     pub thresholds: Thresholds,
     /// What happens to a request that the guard fails on.

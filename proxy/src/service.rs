@@ -1,6 +1,7 @@
 //! The life of a request.
 
 mod decide;
+mod early;
 mod replied;
 mod route;
 
@@ -24,13 +25,14 @@ use uuid::Uuid;
 pub(crate) use self::decide::Gate;
 use self::{
     decide::{languages, tenant},
+    early::Outgoing,
     route::{Route, route},
 };
 use crate::{
     Body,
     api::{self, WireFormat},
     audit::{AuditLog, Disposition, Exit, Tracked},
-    config::{CheckedConfig, Mode, OnFailure, OnUnread},
+    config::{CheckedConfig, Mode, OnFailure, OnUnread, Order},
     policies::Policies,
     reply::Error,
     server::Cutoff,
@@ -50,6 +52,13 @@ pub struct Proxy {
     pub(crate) audit: AuditLog,
     /// Set to true when the time to end requests properly is over.
     pub(crate) cut: watch::Sender<bool>,
+}
+
+/// A request as it was asked.
+struct Asked {
+    format: &'static dyn WireFormat,
+    request: api::Request,
+    facts: RequestFacts,
 }
 
 /// A request that the guard has read, and what the policy says to it.
@@ -137,18 +146,29 @@ impl Proxy {
         match route.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
             Route::Pass => {
                 exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
-                self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
+                let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+                self.forward(exit, head, outgoing).await
             }
             Route::Guarded(format) if self.config.policy.mode == Mode::Off => {
                 exit.record.format = Some(format.name());
                 exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
-                self.forward(exit, head, self.unread(head, body)?, &self.upstream).await
+                let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+                self.forward(exit, head, outgoing).await
             }
             Route::Guarded(format) => {
                 exit.record.format = Some(format.name());
                 let bytes = self.receive(exit, head, body).await?;
-                let judged = self.judge(exit, head, format, &bytes, policies).await;
-                self.act(exit, head, bytes, judged).await
+                let asked = self.read(exit, head, format, &bytes, &policies);
+                let parallel = self.config.policy.order == Order::Parallel && asked.is_ok();
+                let body = || Sent::Read(bytes.clone());
+                let mut early = parallel.then(|| self.early(exit, head, body(), &self.upstream));
+                let judged = async { self.judge(exit, asked?, policies).await };
+                let judged = match &mut early {
+                    Some(early) => early.beside(judged).await,
+                    None => judged.await,
+                };
+                let outgoing = Outgoing { early, ..Outgoing::new(body(), &self.upstream) };
+                self.act(exit, head, &bytes, outgoing, judged).await
             }
         }
     }
@@ -173,17 +193,17 @@ impl Proxy {
         Ok(bytes.to_bytes())
     }
 
-    /// Decodes the request, has the guard read it and the policy decide.
-    async fn judge(
+    /// Decodes the request.
+    fn read(
         &self,
         exit: &mut Exit,
         head: &request::Parts,
         format: &'static dyn WireFormat,
         body: &Bytes,
-        policies: Arc<Policies>,
-    ) -> Result<Judged, Error> {
+        policies: &Policies,
+    ) -> Result<Asked, Error> {
         check_encoding(&head.headers)?;
-        let mut request = format.decode(&head.uri, body)?;
+        let request = format.decode(&head.uri, body)?;
         let facts = RequestFacts {
             model: request.model.clone(),
             path: head.uri.path().to_owned(),
@@ -198,7 +218,12 @@ impl Proxy {
         self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
             Error::Unreadable { kinds: counted(&kinds) }
         })?;
+        Ok(Asked { format, request, facts })
+    }
 
+    /// Has the guard read the request and the policy decide.
+    async fn judge(&self, exit: &mut Exit, asked: Asked, policies: Arc<Policies>) -> Result<Judged, Error> {
+        let Asked { format, mut request, facts } = asked;
         let since = Instant::now();
         let conversation = Arc::new(std::mem::take(&mut request.conversation));
         let examined = self.examine(exit, conversation.clone()).await;
@@ -271,7 +296,8 @@ impl Proxy {
         &self,
         exit: &mut Exit,
         head: &request::Parts,
-        body: Bytes,
+        body: &Bytes,
+        mut outgoing: Outgoing<'_>,
         judged: Result<Judged, Error>,
     ) -> Result<Response<Body>, Error> {
         let monitor = self.config.policy.mode == Mode::Monitor;
@@ -279,7 +305,7 @@ impl Proxy {
             Ok(judged) if monitor => {
                 exit.decided(Disposition::AllowMonitored, &judged.ruling.by, &*judged.ruling.reason);
                 exit.record.ruled = Some(judged.ruling.decision.as_str());
-                return self.read_reply(exit, head, body, judged, &self.upstream).await;
+                return self.read_reply(exit, head, outgoing, judged).await;
             }
             Ok(judged) => {
                 let Judged { format, request, evidence, ruling: Ruling { decision, by, reason, .. }, .. } =
@@ -288,7 +314,6 @@ impl Proxy {
                     exit.decided(Disposition::Deny, by, error.to_string());
                     error
                 };
-                let (mut body, mut upstream) = (body, &self.upstream);
                 let disposition = match decision {
                     Decision::Refuse { message } => {
                         exit.decided(Disposition::Refuse, by, reason.as_str());
@@ -299,24 +324,26 @@ impl Proxy {
                     }
                     Decision::Allow => Disposition::Allow,
                     Decision::Rewrite { edits } => {
-                        body = format.rewrite(&body, edits).map_err(|error| denied(exit, error))?;
+                        let body = format.rewrite(body, edits).map_err(|error| denied(exit, error))?;
+                        outgoing = Outgoing::new(Sent::Read(body), outgoing.upstream);
                         Disposition::Rewrite
                     }
                     Decision::Annotate { text } => {
-                        body = format.annotate(&body, text).map_err(|error| denied(exit, error))?;
+                        let body = format.annotate(body, text).map_err(|error| denied(exit, error))?;
+                        outgoing = Outgoing::new(Sent::Read(body), outgoing.upstream);
                         Disposition::Annotate
                     }
                     Decision::Redirect { upstream: name } => {
                         let Some(other) = self.others.get(name) else {
                             return Err(denied(exit, Error::NoUpstream { policy: by.clone() }));
                         };
-                        upstream = other;
+                        outgoing = Outgoing::new(outgoing.body, other);
                         exit.record.upstream = Some(name.clone());
                         Disposition::Redirect
                     }
                 };
                 exit.decided(disposition, by, reason.as_str());
-                return self.read_reply(exit, head, body, judged, upstream).await;
+                return self.read_reply(exit, head, outgoing, judged).await;
             }
             Err(error) if monitor => {
                 exit.decided(Disposition::AllowMonitored, "policy.mode", error.to_string());
@@ -330,25 +357,7 @@ impl Proxy {
                 return Err(error);
             }
         }
-        self.forward(exit, head, Sent::Read(body), &self.upstream).await
-    }
-
-    /// Sends the request on, and gives back what the upstream answers.
-    async fn forward(
-        &self,
-        exit: &mut Exit,
-        head: &request::Parts,
-        body: Sent,
-        upstream: &Upstream,
-    ) -> Result<Response<Body>, Error> {
-        let since = Instant::now();
-        let mut request = Request::new(body);
-        request.method_mut().clone_from(&head.method);
-        request.uri_mut().clone_from(&head.uri);
-        request.headers_mut().clone_from(&head.headers);
-        let answer = upstream.send(request, Cutoff::new(&self.cut)).await;
-        exit.stage(since, |stages| &mut stages.upstream_ms);
-        answer
+        self.forward(exit, head, outgoing).await
     }
 
     /// The body of a request that nobody reads on the way; the size limit holds for it too.

@@ -20,6 +20,34 @@ pub struct FakeGuard {
     /// Examinations under way that nobody listens to any more, and all that were begun.
     left: watch::Sender<usize>,
     begun: watch::Sender<usize>,
+    /// What it waits for before it says anything.
+    hold: Option<Hold>,
+}
+
+/// Keeps a guard from answering until it is released.
+#[derive(Clone, Debug)]
+pub struct Hold(watch::Sender<bool>);
+
+impl Default for Hold {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Hold {
+    /// A hold that nobody has released.
+    pub fn new() -> Self {
+        Self(watch::Sender::new(false))
+    }
+
+    /// Lets the guard answer, now and from now on.
+    pub fn release(&self) {
+        self.0.send_replace(true);
+    }
+
+    async fn released(&self) {
+        self.0.subscribe().wait_for(|released| *released).await.expect("the hold lives");
+    }
 }
 
 /// Evidence with this score, and everything else filled in.
@@ -50,7 +78,13 @@ fn version() -> GuardVersion {
 
 impl FakeGuard {
     fn new(find: Option<Arc<Find>>) -> Self {
-        Self { find, seen: Arc::default(), left: watch::Sender::new(0), begun: watch::Sender::new(0) }
+        let (left, begun) = (watch::Sender::new(0), watch::Sender::new(0));
+        Self { find, seen: Arc::default(), left, begun, hold: None }
+    }
+
+    /// The same guard, but silent until `hold` is released.
+    pub fn held(self, hold: &Hold) -> Self {
+        Self { hold: Some(hold.clone()), ..self }
     }
 
     /// A guard that finds what `find` finds.
@@ -104,7 +138,16 @@ impl Guard for FakeGuard {
         let (events, examination) = Examination::channel();
         self.seen.lock().expect("no panic").push(conversation.clone());
         match &self.find {
-            Some(find) => tell(&events, find(&conversation)),
+            Some(find) => {
+                let found = find(&conversation);
+                match self.hold.clone() {
+                    Some(hold) => drop(tokio::spawn(async move {
+                        hold.released().await;
+                        tell(&events, found);
+                    })),
+                    None => tell(&events, found),
+                }
+            }
             None => {
                 let left = self.left.clone();
                 tokio::spawn(async move {

@@ -13,7 +13,7 @@ pub use self::{
     client::{Client, Reply, chat, json_headers},
     document::is_written,
     formats::{FORMATS, Format},
-    guard::{FakeGuard, evidence},
+    guard::{FakeGuard, Hold, evidence},
     model::FakeModel,
     proxy::TestProxy,
     upstream::{FakeUpstream, Respond, Seen},

@@ -100,6 +100,8 @@ pub(crate) struct Record {
     /// What the policy ruled where nobody acted on it (`monitor`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ruled: Option<&'static str>,
+    /// Whether an upstream was asked. Where `policy.order` is `parallel`, refused requests were sent too, and cancelled.
+    pub(crate) upstream_contacted: bool,
     /// The upstream that the policy chose.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) upstream: Option<String>,

@@ -255,6 +255,7 @@ impl Check<'_> {
         );
         PolicyConfig {
             mode: raw.mode,
+            order: raw.order,
             thresholds: Thresholds { score: raw.threshold, hazards, message: raw.message.clone() },
             on_failure: raw.on_failure,
             on_unreadable: raw.on_unreadable,

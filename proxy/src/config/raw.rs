@@ -281,6 +281,9 @@ pub enum Device {
 pub struct RawPolicy {
     /// `enforce` acts on decisions, `monitor` only records them, `off` does not read requests at all.
     pub mode: Mode,
+    /// `guard-first` sends nothing upstream before the decision; `parallel` sends the request at once, and releases nothing
+    /// of the answer before the decision.
+    pub order: Order,
     /// Refuse where P(harmful) is at least this: 0 refuses everything, anything above 1 nothing.
     pub threshold: f64,
     /// Thresholds of single hazards in place of `threshold`, such as `self-harm = 0.2`.
@@ -310,6 +313,7 @@ impl Default for RawPolicy {
     fn default() -> Self {
         Self {
             mode: Mode::Enforce,
+            order: Order::GuardFirst,
             threshold: 0.5,
             hazards: BTreeMap::new(),
             message: "I can't help with that.".to_owned(),
@@ -335,6 +339,18 @@ pub enum Mode {
     Monitor,
     /// Read nothing.
     Off,
+}
+
+/// Whether the upstream is asked before the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Order {
+    /// Nothing goes upstream before the decision.
+    GuardFirst,
+    /// The request goes upstream as soon as it was received, and nothing of the answer is released before the decision.
+    /// This hides the guard's time behind the upstream's; but what is refused was sent, may have been begun on, and may be
+    /// billed: it is cancelled. A request that the policy rewrites, annotates or redirects is sent a second time.
+    Parallel,
 }
 
 /// What happens to a request that can't be judged.

@@ -1,10 +1,9 @@
 //! What the upstream answers to an allowed request, on its way to the caller.
 
-use bytes::Bytes;
 use forethought_core::guard::Options;
-use http::{HeaderValue, Response, header, request};
+use http::{Response, request};
 
-use super::{Judged, Proxy};
+use super::{Judged, Proxy, early::Outgoing};
 use crate::{
     Body,
     api::{self, answer::Envelope},
@@ -12,7 +11,6 @@ use crate::{
     config::Mode,
     reply::Error,
     response::{Cut, Reader, Whole},
-    upstream::{Sent, Upstream},
 };
 
 impl Proxy {
@@ -21,17 +19,13 @@ impl Proxy {
         &self,
         exit: &mut Exit,
         head: &request::Parts,
-        body: Bytes,
+        outgoing: Outgoing<'_>,
         judged: Judged,
-        upstream: &Upstream,
     ) -> Result<Response<Body>, Error> {
         let Some(config) = self.config.response_guard else {
-            return self.forward(exit, head, Sent::Read(body), upstream).await;
+            return self.forward(exit, head, outgoing).await;
         };
-        // What is compressed can't be read.
-        let mut plain = head.clone();
-        plain.headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-        let response = self.forward(exit, &plain, Sent::Read(body), upstream).await?;
+        let response = self.forward(exit, head, outgoing).await?;
         let Judged { format, request, conversation, facts, policies, .. } = judged;
         let reader = Reader {
             format,
