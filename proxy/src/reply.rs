@@ -36,6 +36,8 @@ pub(crate) enum Error {
     BodyTimeout { after: Duration },
     #[error("the request's body could not be read to its end")]
     BodyBroken,
+    #[error("a {method} request must not have a body: some servers take it for the next request")]
+    BodyUnexpected { method: Method },
     #[error("the request's body is not the JSON it must be: {0}")]
     BadJson(serde_json::Error),
     #[error("`{param}` must be {expected}")]
@@ -128,6 +130,7 @@ impl Error {
             Self::TooLarge { .. } => (S::PAYLOAD_TOO_LARGE, "body_too_large", Retry::ByStatus),
             Self::BodyTimeout { .. } => (S::REQUEST_TIMEOUT, "body_timeout", Retry::ByStatus),
             Self::BodyBroken => (S::BAD_REQUEST, "body_broken", Retry::ByStatus),
+            Self::BodyUnexpected { .. } => (S::BAD_REQUEST, "unexpected_body", Retry::ByStatus),
             Self::BadJson(_) => (S::BAD_REQUEST, "bad_json", Retry::ByStatus),
             Self::BadShape { .. } => (S::BAD_REQUEST, "bad_shape", Retry::ByStatus),
             Self::KeyCase { .. } => (S::BAD_REQUEST, "ambiguous_key", Retry::ByStatus),

@@ -15,7 +15,7 @@ use forethought_core::{
     guard::{Event, Guard, GuardError, Options},
     policy::{Decision, PolicyChain, RequestFacts, Ruling},
 };
-use http::{HeaderMap, Request, Response, header, request};
+use http::{HeaderMap, Method, Request, Response, header, request};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::{Body as _, Incoming};
 use tokio::{sync::watch, time::timeout};
@@ -145,14 +145,14 @@ impl Proxy {
         let route = route(&self.config.paths, &head.method, head.uri.path());
         match route.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
             Route::Pass => {
-                exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
                 let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+                exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
                 self.forward(exit, head, outgoing).await
             }
             Route::Guarded(format) if self.config.policy.mode == Mode::Off => {
                 exit.record.format = Some(format.name());
-                exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
                 let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+                exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
                 self.forward(exit, head, outgoing).await
             }
             Route::Guarded(format) => {
@@ -365,7 +365,13 @@ impl Proxy {
         let limit = self.config.limits.body_bytes;
         check_length(&head.headers, limit)?;
         let incoming = body.take().ok_or(Error::BodyBroken)?;
-        // A body without bytes stays one, so that a `GET` does not become a chunked upload.
+        let bodiless = matches!(head.method, Method::GET | Method::HEAD);
+        if bodiless && !incoming.is_end_stream() {
+            let error = Error::BodyUnexpected { method: head.method.clone() };
+            *body = Some(incoming);
+            return Err(error);
+        }
+        // A body without bytes stays one, so that a `DELETE` does not become a chunked upload.
         Ok(Sent::Unread(if incoming.is_end_stream() {
             incoming.map_err(Into::into).boxed_unsync()
         } else {

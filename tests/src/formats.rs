@@ -54,6 +54,77 @@ impl Format {
         if stream { self.stream_path } else { self.path }
     }
 
+    /// What an upstream might answer: a content type and a body that says `text` and ends.
+    pub fn answer(&self, text: &str, stream: bool) -> (&'static str, String) {
+        let events =
+            |events: &[Value]| events.iter().map(|event| format!("data: {event}\n\n")).collect::<String>();
+        let named = |events: &[Value]| {
+            let name = |event: &Value| event["type"].as_str().unwrap_or_default().to_owned();
+            events
+                .iter()
+                .map(|event| format!("event: {}\ndata: {event}\n\n", name(event)))
+                .collect::<String>()
+        };
+        let done = "data: [DONE]\n\n";
+        let output = json!([{"type": "message", "role": "assistant", "id": "msg_1", "status": "completed",
+            "content": [{"type": "output_text", "text": text, "annotations": []}]}]);
+        let response = json!({"id": "resp_1", "object": "response", "status": "completed", "output": output});
+        let content = json!({"candidates": [
+            {"index": 0, "content": {"role": "model", "parts": [{"text": text}]}, "finishReason": "STOP"}]});
+        let body = match (self.name, stream) {
+            ("openai-chat", false) => json!({"choices": [{"index": 0, "finish_reason": "stop",
+                "message": {"role": "assistant", "content": text}}]})
+            .to_string(),
+            ("openai-chat", true) => {
+                let choice = |delta: Value, finish: Value| {
+                    json!({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+                };
+                let said = choice(json!({"role": "assistant", "content": text}), Value::Null);
+                events(&[said, choice(json!({}), json!("stop"))]) + done
+            }
+            ("openai-completions", false) => {
+                json!({"choices": [{"index": 0, "text": text, "finish_reason": "stop"}]}).to_string()
+            }
+            ("openai-completions", true) => {
+                events(&[json!({"choices": [{"index": 0, "text": text, "finish_reason": "stop"}]})]) + done
+            }
+            ("openai-responses", false) => response.to_string(),
+            ("openai-responses", true) => named(&[
+                json!({"type": "response.created", "response": {"id": "resp_1", "status": "in_progress", "output": []}}),
+                json!({"type": "response.output_text.delta", "output_index": 0, "content_index": 0,
+                    "item_id": "msg_1", "delta": text}),
+                json!({"type": "response.completed", "response": response}),
+            ]),
+            ("anthropic-messages", false) => json!({"id": "msg_1", "type": "message", "role": "assistant",
+                "content": [{"type": "text", "text": text}], "stop_reason": "end_turn"})
+            .to_string(),
+            ("anthropic-messages", true) => named(&[
+                json!({"type": "message_start", "message": {"id": "msg_1", "role": "assistant", "content": []}}),
+                json!({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+                json!({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": text}}),
+                json!({"type": "content_block_stop", "index": 0}),
+                json!({"type": "message_delta", "delta": {"stop_reason": "end_turn"}}),
+                json!({"type": "message_stop"}),
+            ]),
+            ("ollama-chat", _) => {
+                json!({"message": {"role": "assistant", "content": text}, "done": true, "done_reason": "stop"})
+                    .to_string()
+                    + "\n"
+            }
+            ("ollama-generate", _) => {
+                json!({"response": text, "done": true, "done_reason": "stop"}).to_string() + "\n"
+            }
+            (_, false) => content.to_string(),
+            (_, true) => events(&[content]),
+        };
+        let kind = match (stream, self.name.starts_with("ollama")) {
+            (false, _) => "application/json",
+            (true, true) => "application/x-ndjson",
+            (true, false) => "text/event-stream",
+        };
+        (kind, body)
+    }
+
     /// The text of a whole answer.
     pub fn text(&self, body: &Value) -> String {
         let at = match self.name {

@@ -7,6 +7,7 @@ mod formats;
 mod guard;
 mod model;
 mod proxy;
+mod raw;
 mod upstream;
 
 pub use self::{
@@ -16,5 +17,6 @@ pub use self::{
     guard::{FakeGuard, Hold, evidence},
     model::FakeModel,
     proxy::TestProxy,
+    raw::{RawRequest, RawUpstream, Step},
     upstream::{FakeUpstream, Respond, Seen},
 };

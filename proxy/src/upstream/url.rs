@@ -100,6 +100,15 @@ impl Url {
         let response =
             answer.map_err(|_| Error::UpstreamTimeout { after })?.map_err(|error| fault(&error))?;
         let (mut parts, body) = response.into_parts();
+        // Nobody asked for another protocol.
+        if parts.status.is_informational() {
+            warn!("the upstream failed: it answered with status {}", parts.status.as_u16());
+            return Err(Error::UpstreamBroken);
+        }
+        // Chunks come before a length that contradicts them (RFC 9112, section 6.3); passed on, it would cut the answer.
+        if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+            parts.headers.remove(header::CONTENT_LENGTH);
+        }
         strip(&mut parts.headers);
         let body = IdleTimeout::new(body.map_err(Into::into).boxed_unsync(), self.config.idle_timeout);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
