@@ -128,6 +128,12 @@ impl AuditLog {
         })
     }
 
+    /// A place in the queue, if there is one now.
+    pub(crate) fn try_slot(&self) -> Slot {
+        let permit = |open: &Arc<Open>| open.slots.clone().try_acquire_owned().ok();
+        Slot(self.0.as_ref().and_then(|open| Some((open.clone(), permit(open)?))))
+    }
+
     /// Waits for a place in the queue.
     pub(crate) async fn slot(&self) -> Slot {
         let Some(open) = &self.0 else { return Slot(None) };
@@ -138,6 +144,11 @@ impl AuditLog {
 }
 
 impl Slot {
+    /// Whether there is a place; where no records are kept, none is ever needed.
+    fn is_taken(&self) -> bool {
+        self.0.is_some()
+    }
+
     /// The prompt as the record may hold it.
     fn prompt(&self, conversation: &Conversation) -> Option<Prompt> {
         let (open, _) = self.0.as_ref()?;

@@ -143,7 +143,8 @@ impl Proxy {
         let service = service_fn(|request| {
             begun.store(true, Relaxed);
             let proxy = self.clone();
-            async move { Ok::<_, Infallible>(proxy.call(request).await) }
+            let answer = proxy.call(request);
+            async move { Ok::<_, Infallible>(answer.await) }
         });
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
         // hyper's own timer starts when it knows which HTTP is spoken; this one covers the time before.

@@ -105,19 +105,32 @@ impl Proxy {
         &self.audit
     }
 
-    /// Answers one request, and records how it went.
-    pub(crate) async fn call(&self, request: Request<Incoming>) -> Response<Tracked> {
+    /// Answers one request, and records how it went. Its record is begun here and not when the answer is first waited for:
+    /// a caller may have left by then.
+    pub(crate) fn call(
+        self: Arc<Self>,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Tracked>> {
+        let (head, body) = request.into_parts();
         let id = Uuid::now_v7();
-        self.follow(id, request).instrument(info_span!("request", %id)).await
+        let span = info_span!("request", %id);
+        let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
+        let policies = self.policies.load_full();
+        let begin = || Exit::new(&head, id, self.audit.try_slot(), cutoff, mode, &policies.config_sha256);
+        let exit = span.in_scope(begin);
+        async move { self.follow(exit, head, body, policies).await }.instrument(span)
     }
 
-    async fn follow(&self, id: Uuid, request: Request<Incoming>) -> Response<Tracked> {
-        let (head, body) = request.into_parts();
+    async fn follow(
+        &self,
+        mut exit: Exit,
+        head: request::Parts,
+        body: Incoming,
+        policies: Arc<Policies>,
+    ) -> Response<Tracked> {
         let mut body = Some(body);
-        let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
-        let slot = self.audit.slot().await;
-        let policies = self.policies.load_full();
-        let mut exit = Exit::new(&head, id, slot, cutoff.clone(), mode, &policies.config_sha256);
+        let cutoff = Cutoff::new(&self.cut);
+        exit.settle(&self.audit).await;
         let answer = cutoff.or(self.answer(&mut exit, &head, &mut body, policies)).await;
         let response = match answer.unwrap_or(Err(Error::Stopping)) {
             Ok(response) => response,

@@ -1,13 +1,19 @@
 //! A guard that finds what a test wants it to find.
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use forethought_core::{
     conversation::{Conversation, Part},
     evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, Timings},
     guard::{Event, Examination, Guard, GuardError, Options},
 };
-use tokio::sync::{mpsc::UnboundedSender, watch};
+use tokio::{
+    sync::{mpsc::UnboundedSender, watch},
+    time::sleep,
+};
 
 type Find = dyn Fn(&Conversation) -> Result<Evidence, GuardError> + Send + Sync;
 
@@ -22,6 +28,10 @@ pub struct FakeGuard {
     begun: watch::Sender<usize>,
     /// What it waits for before it says anything.
     hold: Option<Hold>,
+    /// How long it takes.
+    pause: Duration,
+    /// Whether it forgets what it saw.
+    forgets: bool,
 }
 
 /// Keeps a guard from answering until it is released.
@@ -79,12 +89,22 @@ fn version() -> GuardVersion {
 impl FakeGuard {
     fn new(find: Option<Arc<Find>>) -> Self {
         let (left, begun) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { find, seen: Arc::default(), left, begun, hold: None }
+        Self { find, seen: Arc::default(), left, begun, hold: None, pause: Duration::ZERO, forgets: false }
     }
 
     /// The same guard, but silent until `hold` is released.
     pub fn held(self, hold: &Hold) -> Self {
         Self { hold: Some(hold.clone()), ..self }
+    }
+
+    /// The same guard, but it takes this long.
+    pub fn taking(self, pause: Duration) -> Self {
+        Self { pause, ..self }
+    }
+
+    /// The same guard, but [`Self::seen`] stays empty, and memory with it.
+    pub fn forgetful(self) -> Self {
+        Self { forgets: true, ..self }
     }
 
     /// A guard that finds what `find` finds.
@@ -136,16 +156,23 @@ impl FakeGuard {
 impl Guard for FakeGuard {
     fn examine(&self, conversation: Arc<Conversation>, _: Options) -> Examination {
         let (events, examination) = Examination::channel();
-        self.seen.lock().expect("no panic").push(conversation.clone());
+        if !self.forgets {
+            self.seen.lock().expect("no panic").push(conversation.clone());
+        }
         match &self.find {
             Some(find) => {
                 let found = find(&conversation);
-                match self.hold.clone() {
-                    Some(hold) => drop(tokio::spawn(async move {
-                        hold.released().await;
+                let (hold, pause) = (self.hold.clone(), self.pause);
+                if hold.is_none() && pause.is_zero() {
+                    tell(&events, found);
+                } else {
+                    tokio::spawn(async move {
+                        sleep(pause).await;
+                        if let Some(hold) = hold {
+                            hold.released().await;
+                        }
                         tell(&events, found);
-                    })),
-                    None => tell(&events, found),
+                    });
                 }
             }
             None => {

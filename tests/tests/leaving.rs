@@ -170,3 +170,22 @@ async fn requests_over_http2_that_are_cut_are_recorded_too() {
     assert_eq!(records.len(), 3);
     assert!(records.iter().all(|record| record["error"] == "shutting_down" && record["decision"] == "none"));
 }
+
+#[tokio::test]
+async fn callers_that_leave_at_once_are_recorded_too() {
+    let upstream = FakeUpstream::answering("{}").await;
+    let proxy = TestProxy::start(&FakeGuard::scoring(0.0), &upstream.url(), "").await;
+    for _ in 0..100 {
+        drop(proxy.connect(post(&chat("hi", json!({})).to_string()).as_bytes()).await);
+    }
+    let log = proxy.proxy.audit();
+    for _ in 0..500 {
+        if log.health().written == 100 {
+            break;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    let records = proxy.records().await;
+    assert_eq!(records.len(), 100);
+    assert!(records.iter().all(|record| record["outcome"] == "disconnected"));
+}

@@ -15,7 +15,7 @@ use tracing::{Span, info, warn};
 use uuid::Uuid;
 
 use super::{
-    Slot,
+    AuditLog, Slot,
     record::{Disposition, Found, Outcome, Record, Reply, Stages},
 };
 use crate::{Body, BoxError, config::Mode, reply::Error, server::Cutoff};
@@ -60,6 +60,13 @@ impl Exit {
         });
         let reply = Arc::default();
         Self { id, record, reply, started: Instant::now(), slot, cutoff, span: Span::current() }
+    }
+
+    /// Waits for a place for the record, where there was none at the beginning.
+    pub(crate) async fn settle(&mut self, log: &AuditLog) {
+        if !self.slot.is_taken() {
+            self.slot = log.slot().await;
+        }
     }
 
     /// Notes what was asked.
