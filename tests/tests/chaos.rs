@@ -232,9 +232,9 @@ fn panics() -> &'static AtomicUsize {
 /// For each fault and both ways to answer, what callers of each format get.
 type Cells = BTreeMap<(usize, bool), BTreeMap<String, Vec<&'static str>>>;
 
-async fn suffer(toml: &str) -> Cells {
+async fn suffer(guard: FakeGuard, toml: &str) -> Cells {
     let upstream = RawUpstream::start(act).await;
-    let proxy = TestProxy::start(&FakeGuard::scoring(0.0), &upstream.url(), toml).await;
+    let proxy = TestProxy::start(&guard, &upstream.url(), toml).await;
     let mut cells = Cells::new();
     let mut asked = Vec::new();
     for (index, (fault, _)) in FAULTS.iter().enumerate() {
@@ -281,11 +281,16 @@ fn cell(cells: &Cells, index: usize, stream: bool) -> String {
 async fn the_table_says_what_callers_get() {
     let panics = panics();
     let with_guard = format!("{TOML}{ON}");
-    let (plain, read) = tokio::join!(suffer(TOML), suffer(&with_guard));
+    let in_parallel = format!("{TOML}policy.order = \"parallel\"\n");
+    let guard = || FakeGuard::scoring(0.0);
+    let slow = guard().taking(Duration::from_millis(3));
+    let (plain, read, early) =
+        tokio::join!(suffer(guard(), TOML), suffer(guard(), &with_guard), suffer(slow, &in_parallel));
+    assert_eq!(early, plain, "the order makes no difference");
     let mut text = "# What an upstream can do wrong\n\n\
         Written by `tests/tests/chaos.rs`: an upstream that speaks bytes does each of these to a request of every wire format, and\n\
-        after each the next request is served. Every request leaves one audit record. The proxy has four connections and four\n\
-        places for records in these tests, so a lost one would end them.\n\n\
+        after each the next request is served. Every request leaves one audit record, and `policy.order` makes no difference. The\n\
+        proxy has four connections and four places for records in these tests, so a lost one would end them.\n\n\
         - *comes through*: byte for byte.\n\
         - *as it is*: the upstream's status and bytes come through; they are no answer that the format knows.\n\
         - *breaks off*: the connection ends in the middle, so no client takes it for a whole answer. The record's `outcome` is\n  \

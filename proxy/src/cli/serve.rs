@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     AuditLog, CheckedConfig, Proxy, Upstream,
-    config::{Flag, Mode, UpstreamConfig},
+    config::{Flag, Mode, Order, UpstreamConfig},
     log,
     policies::{self, Reloader},
 };
@@ -121,6 +121,11 @@ fn warnings(config: &CheckedConfig) -> Vec<String> {
         Mode::Enforce => {}
         Mode::Monitor => warnings.push("`policy.mode` is `monitor`: nothing is refused".to_owned()),
         Mode::Off => warnings.push("`policy.mode` is `off`: requests go upstream unread".to_owned()),
+    }
+    if config.policy.order == Order::Parallel {
+        warnings.push(
+            "`policy.order` is `parallel`: refused requests have been sent upstream before they are cancelled".to_owned(),
+        );
     }
     if config.paths.pass.iter().any(|rule| rule.may_ask()) {
         warnings.push(
@@ -243,6 +248,7 @@ mod tests {
         check(&[("listen", "[::1]:1")], &[]);
         check(&[("paths.pass", "POST /v1/embeddings,GET /v1/batches")], &[]);
         check(&[("policy.mode", "monitor")], &["nothing is refused"]);
+        check(&[("policy.order", "parallel")], &["before they are cancelled"]);
         check(&[("policy.mode", "off"), ("paths.pass", "* /v1/**")], &["unread", "no guard"]);
     }
 }
