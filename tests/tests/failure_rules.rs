@@ -141,9 +141,25 @@ fn seen(format: &Format, reply: &Reply) -> String {
 
 /// One cell: what all callers see, and whether the upstream was asked.
 async fn cell(failure: &Failure, value: &str, url: Option<&str>) -> String {
+    told(failure, &failure.config(value), value, url, url.is_none()).await
+}
+
+/// The same in the order `parallel`, in which the upstream may have been asked whatever comes of it.
+async fn cell_in_parallel(failure: &Failure, value: &str) -> String {
+    let config = format!("policy.order = \"parallel\"\n{}", failure.config(value));
+    told(failure, &config, value, None, false).await
+}
+
+/// The same where nothing is acted on.
+async fn cell_monitored(failure: &Failure) -> String {
+    let config = format!("policy.mode = \"monitor\"\n{}", failure.config(failure.values[0]));
+    told(failure, &config, "monitor", None, true).await
+}
+
+async fn told(failure: &Failure, config: &str, value: &str, url: Option<&str>, counts: bool) -> String {
     let (upstream, guard) = (upstream().await, &failure.guard);
     let own = upstream.url();
-    let proxy = TestProxy::start(guard, url.unwrap_or(&own), &failure.config(value)).await;
+    let proxy = TestProxy::start(guard, url.unwrap_or(&own), config).await;
     let mut cells = [BTreeSet::new(), BTreeSet::new()];
     let mut codes = BTreeSet::new();
     let mut requests = 0;
@@ -153,10 +169,11 @@ async fn cell(failure: &Failure, value: &str, url: Option<&str>) -> String {
             let before = upstream.seen().len();
             let reply = proxy.client().send(Method::POST, format.target(stream), json_headers(), body).await;
             requests += 1;
-            let asked = match (url, upstream.seen().len() - before) {
-                (None, 0) => ", not sent",
-                (None, 1) | (Some(_), _) => "",
-                (None, more) => panic!("sent {more} times"),
+            let asked = match upstream.seen().len() - before {
+                _ if !counts => "",
+                0 => ", not sent",
+                1 => "",
+                more => panic!("sent {more} times"),
             };
             cells[usize::from(stream)].insert(seen(format, &reply) + asked);
             if format.name.starts_with("openai") && !reply.status.is_success() {
@@ -244,7 +261,8 @@ async fn the_table_says_what_becomes_of_failures() {
         Written by `tests/tests/failure_rules.rs`, which sends each of these in every wire format, streamed and not; all formats\n\
         give the same. What can't be judged is denied by default, in the shape of the caller's API.\n\n\
         A cell says: status, code of the error (where the format has one), the header `x-forethought-decision`, whether clients are\n\
-        told to try again (`x-should-retry`, `retry-after`), and where the request was not sent to the upstream.\n\n\
+        told to try again (`x-should-retry`, `retry-after`), and where the request was not sent to the upstream. In the order\n\
+        `parallel` callers are told the same, but what the guard or a plugin fails on may have been sent; it is cancelled.\n\n\
         | what fails | setting | `closed` or `deny` | `open` or `allow` |\n| --- | --- | --- | --- |\n"
         .to_owned();
     for failure in &failures {
@@ -255,6 +273,16 @@ async fn the_table_says_what_becomes_of_failures() {
         let [closed, open] = failure.values;
         let (closed, open) = (cell(failure, closed, None).await, cell(failure, open, None).await);
         assert_ne!(closed, open, "{}", failure.name);
+        assert_eq!(cell_monitored(failure).await, "200, `allow-monitored`", "{}", failure.name);
+        for (value, cell) in failure.values.iter().zip([&closed, &open]) {
+            let parallel = cell_in_parallel(failure, value).await;
+            assert_eq!(
+                parallel.replace(", not sent", ""),
+                cell.replace(", not sent", ""),
+                "{}",
+                failure.name
+            );
+        }
         text += &format!("| {} | {setting} | {closed} | {open} |\n", failure.name);
     }
 
@@ -280,8 +308,8 @@ async fn the_table_says_what_becomes_of_failures() {
         "| no place for a plugin to run in time | none | {} | the same |\n",
         crowded(&folder, &guest("infinite loop")).await
     );
-    text += "\nWith `policy.mode = \"monitor\"` all of these but the last ones, which are the upstream's, go through as \
-        `allow-monitored`.\nAn upstream that breaks off later is in [chaos.md](chaos.md).\n";
+    text += "\nWith `policy.mode = \"monitor\"` all of these but the upstream's own go through as `allow-monitored`.\n\
+        An upstream that breaks off later is in [chaos.md](chaos.md).\n";
     is_written("failure-rules.md", &text);
 }
 
@@ -303,9 +331,9 @@ async fn resetting() -> String {
 /// What a request sees that finds all places for plugins taken, whatever the guard's setting.
 async fn crowded(folder: &TempDir, endless: &Guest) -> String {
     let mut cells = BTreeSet::new();
-    for setting in ["closed", "open"] {
+    for setting in ["on_failure = \"closed\"", "on_failure = \"open\"", "mode = \"monitor\""] {
         let toml = plugin(folder, "crowd", endless).replace("time_ms = 100", "time_ms = 2000");
-        let toml = format!("policy.on_failure = \"{setting}\"\nguard.deadline_ms = 50\n{toml}");
+        let toml = format!("policy.{setting}\nguard.deadline_ms = 50\n{toml}");
         let upstream = upstream().await;
         let proxy = TestProxy::start(&FakeGuard::scoring(0.0), &upstream.url(), &toml).await;
         let places = 2 * thread::available_parallelism().map_or(1, usize::from).max(2);
@@ -321,9 +349,12 @@ async fn crowded(folder: &TempDir, endless: &Guest) -> String {
                     seen(&FORMATS[0], &reply).replacen(',', " `policy_overloaded`,", 1) + ", not sent",
                 );
                 crowded += 1;
+            } else if setting.starts_with("mode") {
+                assert_eq!(reply.header("x-forethought-decision"), "allow-monitored");
             }
         }
-        assert!(crowded > 0 && upstream.seen().is_empty());
+        let monitored = setting.starts_with("mode");
+        assert_eq!((crowded > 0, upstream.seen().is_empty()), (!monitored, !monitored), "{setting}");
         assert_eq!(proxy.records().await.len(), places + 1);
     }
     assert_eq!(cells.len(), 1, "{cells:?}");
