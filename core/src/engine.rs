@@ -8,7 +8,10 @@ use std::{
     collections::{BTreeSet, VecDeque},
     ops::ControlFlow,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Condvar, Mutex, MutexGuard},
+    sync::{
+        Arc, Condvar, Mutex, MutexGuard,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
     thread::JoinHandle,
 };
 
@@ -87,6 +90,23 @@ pub struct Engine<T: Task> {
 struct Shared<T> {
     state: Mutex<State<T>>,
     changed: Condvar,
+    steps: AtomicU64,
+    lanes: AtomicU64,
+}
+
+/// What an engine has to do, and what it has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Tasks that wait.
+    pub waiting: usize,
+    /// Tasks that run.
+    pub running: usize,
+    /// Most tasks that may wait; 0 where nothing is queued.
+    pub queue: usize,
+    /// Forward passes so far.
+    pub steps: u64,
+    /// Tasks read in all forward passes so far, each as often as it took part: divided by `steps`, the mean batch.
+    pub lanes: u64,
 }
 
 struct State<T> {
@@ -102,7 +122,12 @@ impl<T: Task> Engine<T> {
     /// The system gives no thread.
     pub fn start(name: &str, decoder: Arc<Decoder>, limits: Limits) -> std::io::Result<Self> {
         let state = State { waiting: VecDeque::new(), running: 0, stopped: false };
-        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            steps: AtomicU64::new(0),
+            lanes: AtomicU64::new(0),
+        });
         let worker = Worker { shared: shared.clone(), decoder, limits };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || worker.run())?;
         Ok(Self { shared, limits, thread: Some(thread) })
@@ -130,10 +155,16 @@ impl<T: Task> Engine<T> {
         Ok(())
     }
 
-    /// Tasks waiting and running now.
-    pub fn load(&self) -> (usize, usize) {
+    /// How busy it is.
+    pub fn load(&self) -> Load {
         let state = self.shared.lock();
-        (state.waiting.len(), state.running)
+        Load {
+            waiting: state.waiting.len(),
+            running: state.running,
+            queue: self.limits.queue,
+            steps: self.shared.steps.load(Relaxed),
+            lanes: self.shared.lanes.load(Relaxed),
+        }
     }
 }
 
@@ -226,6 +257,8 @@ impl<T: Task> Worker<T> {
         if sequences.is_empty() {
             return Ok(());
         }
+        self.shared.steps.fetch_add(1, Relaxed);
+        self.shared.lanes.fetch_add(sequences.len() as u64, Relaxed);
         let taps: Vec<usize> = taps.into_iter().collect();
         let output = self.decoder.forward(&mut sequences, &taps)?;
         let mut logits = output.logits.iter();

@@ -161,6 +161,39 @@ pub enum Path {
     Reason,
     /// The verdict asked for at once, with no phases.
     Direct,
+    /// Nothing: no guard could be asked, and the score is 1, so that thresholds refuse.
+    Unassessed,
+}
+
+impl Path {
+    /// The word for it in records and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Reason => "reason",
+            Self::Direct => "direct",
+            Self::Unassessed => "unassessed",
+        }
+    }
+}
+
+/// A guard that was asked, where there are several, and what came of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Step {
+    /// Which one: `local`, or a server's host and port.
+    pub guard: String,
+    /// `answered`, or why it did not: in words that hold nothing of the conversation.
+    pub outcome: String,
+}
+
+impl Step {
+    /// The outcome of a guard whose answer counts.
+    pub const ANSWERED: &str = "answered";
+
+    /// A step.
+    pub fn new(guard: impl Into<String>, outcome: impl Into<String>) -> Self {
+        Self { guard: guard.into(), outcome: outcome.into() }
+    }
 }
 
 /// What was read of a conversation, and what was not.
@@ -262,6 +295,9 @@ pub struct Evidence {
     pub timings: Timings,
     /// Who found it.
     pub guard: GuardVersion,
+    /// The guards that were asked, in order, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<Step>,
 }
 
 impl Evidence {

@@ -19,6 +19,7 @@ use crate::{
     evidence::{Coverage, Evidence, GuardVersion, Phase, PhaseEnd},
 };
 
+pub use crate::engine::Load;
 pub use bundle::Bundle;
 pub use combine::Combination;
 pub use local::{Cascade, LocalGuard, LocalOptions};
@@ -105,6 +106,9 @@ pub enum GuardError {
         /// The time that was allowed.
         after: Duration,
     },
+    /// No server of a guard elsewhere answered.
+    #[error("no guard could be asked: {0}")]
+    Unreachable(String),
     /// The model failed.
     #[error("the guard model failed: {0}")]
     Model(String),
@@ -156,4 +160,9 @@ pub trait Guard: Send + Sync + 'static {
 
     /// Which guard this is.
     fn version(&self) -> GuardVersion;
+
+    /// How busy it is.
+    fn load(&self) -> Load {
+        Load::default()
+    }
 }

@@ -212,7 +212,8 @@ fn with_evidence<R>(evidence: &Evidence, f: impl FnOnce(wit::Evidence<'_>) -> R)
         signal: match evidence.path {
             Path::Probe => wit::Signal::Probe,
             Path::Reason => wit::Signal::Reason,
-            Path::Direct => wit::Signal::Direct,
+            // Without a direct score, which tells it from a verdict: this version has no word for it.
+            Path::Direct | Path::Unassessed => wit::Signal::Direct,
         },
         hazard: evidence.hazard.as_ref().map(|hazard| hazard.as_str()),
         assessment: evidence.assessment.as_ref().map(|written| wit::Assessment {

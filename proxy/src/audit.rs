@@ -29,7 +29,8 @@ use tokio::{
 
 pub(crate) use self::{
     exit::{Exit, Tracked},
-    record::{Disposition, Record, Reply},
+    file::files,
+    record::{Disposition, Found, Outcome, Record, Reply, Stage},
 };
 use self::{record::Prompt, writer::Entry};
 use crate::config::{AuditConfig, AuditPrompt, OnAuditError};
@@ -84,7 +85,7 @@ impl AuditLog {
     /// # Errors
     /// If the file or its folder can't be made or opened.
     pub fn open(config: AuditConfig) -> io::Result<Self> {
-        let file = file::RotatingFile::open(&config.path, config.max_bytes, config.keep)?;
+        let file = file::RotatingFile::open(&config.path, config.max_bytes, config.keep, config.compress)?;
         let (entries, receiver) = mpsc::channel();
         let health = Arc::new(Health::default());
         let writer = writer::Writer::new(file, config.queue, health.clone());

@@ -3,6 +3,7 @@
 //! This file only wires: it reads flags, hands them to a command, and maps the outcome to an exit code. Each command's
 //! own work takes its guard, policy and output as arguments.
 
+pub mod audit;
 pub mod bench;
 pub mod calibrate;
 pub mod check;
@@ -81,6 +82,8 @@ enum Command {
     Model(model::ModelArgs),
     /// Make, check, test and time policy plugins
     Plugin(plugin::PluginArgs),
+    /// Read the audit files: the latest records, those that match, decisions over time
+    Audit(audit::AuditArgs),
     /// Decide recorded evidence anew, with the policies of another configuration
     Replay(replay::ReplayArgs),
 }
@@ -111,6 +114,7 @@ fn run(config: &ConfigArgs, command: Command) -> Result<ExitCode> {
         Command::Config { command } => config::run(config, command, &mut io::stdout().lock())?,
         Command::Model(args) => return model::run(args),
         Command::Plugin(args) => return plugin::run(&args, config),
+        Command::Audit(args) => audit::run(&args, config, &mut anstream::stdout().lock())?,
         Command::Replay(args) => replay::run(&args, config)?,
     }
     Ok(ExitCode::SUCCESS)

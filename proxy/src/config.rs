@@ -22,13 +22,14 @@ use http::{HeaderName, HeaderValue};
 
 pub(crate) use self::paths::is_plain;
 pub use self::{
+    check::{AdminConfig, CacheConfig, RedisConfig, RemoteConfig, TelemetryConfig, Token},
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},
     raw::{
         AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
-        OnUnread, Order, Raw, RawAudit, RawCascade, RawEmbedded, RawGuard, RawLimits, RawLog,
-        RawNamedUpstream, RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawResponseGuard,
-        RawUpstream, RefusalField,
+        OnUnread, Order, Raw, RawAdmin, RawAudit, RawCache, RawCascade, RawEmbedded, RawGuard, RawLimits,
+        RawLog, RawNamedUpstream, RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawRemote,
+        RawResponseGuard, RawTelemetry, RawUpstream, RefusalField, RemoteFallback, RemoteVerdict,
     },
 };
 use crate::upstream::BaseUrl;
@@ -38,12 +39,16 @@ use crate::upstream::BaseUrl;
 pub struct CheckedConfig {
     /// Where to listen.
     pub listen: SocketAddr,
+    /// The listener for those who operate the proxy; `None` where there is none.
+    pub admin: Option<AdminConfig>,
     /// Where allowed requests go.
     pub upstream: UpstreamConfig,
     /// Other upstreams that policies may choose, by name.
     pub upstreams: BTreeMap<String, UrlUpstream>,
     /// The guard.
     pub guard: GuardConfig,
+    /// What the guard found, kept; `None` where nothing is.
+    pub cache: Option<CacheConfig>,
     /// What is done with what the guard finds.
     pub policy: PolicyConfig,
     /// What happens to paths that no guard reads.
@@ -58,8 +63,12 @@ pub struct CheckedConfig {
     pub audit: Option<AuditConfig>,
     /// The log.
     pub log: LogConfig,
+    /// Where traces go; `None` where nothing is traced.
+    pub telemetry: Option<TelemetryConfig>,
     /// sha256 of the configuration's values, hexadecimal; audit records name it.
     pub sha256: Arc<str>,
+    /// sha256 of the sections that say what is found and decided, hexadecimal.
+    pub judging_sha256: Arc<str>,
 }
 
 /// Where allowed requests go.
@@ -102,7 +111,7 @@ pub struct EmbeddedConfig {
 }
 
 /// The guard. The proxy itself uses only [`Self::mode`] and [`Self::deadline`]; the rest is for whoever builds the guard.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub struct GuardConfig {
     /// `default`, or a bundle's folder.
     pub bundle: String,
@@ -134,6 +143,8 @@ pub struct GuardConfig {
     pub probes: Vec<ProbeConfig>,
     /// What runs probes, and where.
     pub runtime: RuntimeOptions,
+    /// A guard on a server, in place of the one in this process.
+    pub remote: Option<RemoteConfig>,
 }
 
 /// A probe beside the bundle's.
@@ -253,6 +264,8 @@ pub struct AuditConfig {
     pub max_bytes: u64,
     /// Older files that are kept.
     pub keep: usize,
+    /// Whether older files are compressed.
+    pub compress: bool,
     /// Records that may wait for the disk.
     pub queue: usize,
     /// What happens to requests while records can't be written.

@@ -3,16 +3,22 @@
 //! [`Proxy`] is the whole of it: built from a checked configuration, a guard, a policy chain, an upstream and an audit
 //! log, then given a listener and a shutdown signal. The life of a request reads in `service.rs`, top to bottom.
 
+pub mod admin;
 mod api;
 pub mod audit;
+mod cache;
 pub mod cli;
+mod client;
 pub mod config;
+pub mod guards;
 pub mod log;
+pub mod metrics;
 pub mod policies;
 mod reply;
 mod response;
 pub mod server;
 mod service;
+pub mod telemetry;
 pub mod upstream;
 
 use bytes::Bytes;

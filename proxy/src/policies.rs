@@ -11,17 +11,31 @@ use forethought_core::{
     store::Store,
 };
 use forethought_plugins::{Engine, LoadError, Plugin};
+use sha2::{Digest, Sha256};
 use tracing::{info, warn};
 
 use crate::{
     CheckedConfig, Proxy,
     config::{PluginConfig, PolicyConfig, Problems, Sources},
+    metrics::Metrics,
 };
 
 /// A chain and the configuration that it comes from.
 pub(crate) struct Policies {
     pub(crate) chain: PolicyChain,
     pub(crate) config_sha256: Arc<str>,
+    /// sha256 of what is configured of guard and policies, plugins included, hexadecimal: what evidence is kept for.
+    pub(crate) sha256: String,
+}
+
+impl Policies {
+    /// `chain`, which `config` describes.
+    pub(crate) fn new(chain: PolicyChain, config: &CheckedConfig) -> Self {
+        let mut hash = Sha256::new_with_prefix(&*config.judging_sha256);
+        hash.update(serde_json::to_vec(chain.versions()).unwrap_or_default());
+        let sha256 = hex::encode(hash.finalize());
+        Self { chain, config_sha256: config.sha256.clone(), sha256 }
+    }
 }
 
 /// Why a chain can't be made.
@@ -49,14 +63,14 @@ pub fn engine() -> Result<Engine, LoadError> {
     Ok(shared.insert(Engine::new(cache)?).clone())
 }
 
-/// The chain of `config`: its plugins, then the built-in policies.
+/// The chain of `config`: its plugins, measured in `metrics`, then the built-in policies.
 ///
 /// # Errors
 /// If a plugin can't be loaded.
-pub fn chain(config: &PolicyConfig) -> Result<PolicyChain, LoadError> {
+pub fn chain(config: &PolicyConfig, metrics: &Arc<Metrics>) -> Result<PolicyChain, LoadError> {
     let load = |plugin: &PluginConfig| {
         let plugin = Plugin::load(&engine()?, &plugin.path, plugin.options.clone())?;
-        Ok(Box::new(plugin) as Box<dyn Policy>)
+        Ok(metrics.meter(Box::new(plugin) as Box<dyn Policy>))
     };
     Ok(config.chain(config.plugins.iter().map(load).collect::<Result<_, LoadError>>()?))
 }
@@ -90,10 +104,10 @@ impl Reloader {
     /// If anything of it is wrong; then nothing has changed.
     pub fn reload(&mut self) -> Result<(), ChainError> {
         let config = CheckedConfig::load(&self.sources)?;
-        let chain = chain(&config.policy)?;
+        let chain = chain(&config.policy, &self.proxy.metrics)?;
         self.watched = watch(&self.sources, &config.policy);
         let plugins = chain.versions().len();
-        let policies = Policies { chain, config_sha256: config.sha256 };
+        let policies = Policies::new(chain, &config);
         self.proxy.policies.store(Arc::new(policies));
         info!(plugins, "the policies were reloaded; other settings hold from the next start on");
         Ok(())

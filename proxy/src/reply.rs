@@ -140,6 +140,7 @@ impl Error {
                 (S::SERVICE_UNAVAILABLE, "guard_overloaded", Retry::Later)
             }
             Self::Guard(GuardError::Deadline { .. }) => (S::FORBIDDEN, "guard_deadline", Retry::Never),
+            Self::Guard(GuardError::Unreachable(_)) => (S::FORBIDDEN, "guard_unreachable", Retry::Never),
             Self::Guard(GuardError::Model(_)) => (S::FORBIDDEN, "guard_failed", Retry::Never),
             Self::Guard(GuardError::Stopped) => (S::FORBIDDEN, "guard_stopped", Retry::Never),
             Self::Policy(failure) if failure.kind == "overloaded" => {

@@ -106,6 +106,7 @@ impl Proxy {
             }
         }
         drop(listener);
+        self.stopping.store(true, Relaxed);
         let running = limits.connections.min(Semaphore::MAX_PERMITS) - permits.available_permits();
         info!(
             connections = running,
@@ -124,6 +125,9 @@ impl Proxy {
         connections.shutdown().await;
         if !self.audit.finish().await {
             warn!("some audit records could not be written before the end");
+        }
+        if let Some(telemetry) = &self.telemetry {
+            telemetry.finish().await;
         }
         Ok(())
     }

@@ -2,17 +2,25 @@
 
 mod decide;
 mod early;
+mod examine;
 mod replied;
 mod route;
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Instant,
+};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use forethought_core::{
     conversation::Conversation,
     evidence::Evidence,
-    guard::{Event, Guard, GuardError, Options},
+    guard::{Guard, Load},
     policy::{Decision, PolicyChain, RequestFacts, Ruling},
 };
 use http::{HeaderMap, Method, Request, Response, header, request};
@@ -31,11 +39,14 @@ use self::{
 use crate::{
     Body,
     api::{self, WireFormat},
-    audit::{AuditLog, Disposition, Exit, Tracked},
+    audit::{AuditLog, Disposition, Exit, Stage, Tracked},
+    cache::Cache,
     config::{CheckedConfig, Mode, OnFailure, OnUnread, Order},
+    metrics::Metrics,
     policies::Policies,
     reply::Error,
     server::Cutoff,
+    telemetry::Telemetry,
     upstream::{Sent, Upstream},
 };
 
@@ -50,6 +61,11 @@ pub struct Proxy {
     /// Other upstreams that policies may choose, by name.
     others: BTreeMap<String, Upstream>,
     pub(crate) audit: AuditLog,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) telemetry: Option<Telemetry>,
+    pub(crate) stopping: AtomicBool,
+    /// What the guard found before; `None` where nothing is kept.
+    cache: Option<Cache>,
     /// Set to true when the time to end requests properly is over.
     pub(crate) cut: watch::Sender<bool>,
 }
@@ -82,7 +98,8 @@ impl Proxy {
         upstream: Upstream,
         audit: AuditLog,
     ) -> Self {
-        let policies = Policies { chain: policies, config_sha256: config.sha256.clone() };
+        let cache = config.cache.as_ref().map(Cache::new);
+        let policies = Policies::new(policies, &config);
         Self {
             gate: Gate::new(config.guard.deadline),
             config,
@@ -91,6 +108,10 @@ impl Proxy {
             upstream,
             others: BTreeMap::new(),
             audit,
+            metrics: Arc::default(),
+            telemetry: None,
+            stopping: AtomicBool::new(false),
+            cache,
             cut: watch::Sender::new(false),
         }
     }
@@ -98,6 +119,34 @@ impl Proxy {
     /// Adds upstreams that policies may send requests to, by name.
     pub fn with_upstreams(self, others: BTreeMap<String, Upstream>) -> Self {
         Self { others, ..self }
+    }
+
+    /// Measures with `metrics`, which its plugins may share.
+    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
+        Self { metrics, ..self }
+    }
+
+    /// Has requests traced.
+    pub fn with_telemetry(self, telemetry: Option<Telemetry>) -> Self {
+        Self { telemetry, ..self }
+    }
+
+    /// Its metrics, in Prometheus's text format.
+    ///
+    /// # Errors
+    /// Those of [`Metrics::render`].
+    pub fn render_metrics(&self) -> Result<Vec<u8>, prometheus::Error> {
+        let cache = self.cache.as_ref().map(Cache::size);
+        self.metrics.render(&self.guard.version(), self.guard.load(), self.audit.health(), cache)
+    }
+
+    pub(crate) fn guard_load(&self) -> Load {
+        self.guard.load()
+    }
+
+    /// Whether no new requests are taken any more.
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Relaxed)
     }
 
     /// Where its audit records go.
@@ -116,7 +165,13 @@ impl Proxy {
         let span = info_span!("request", %id);
         let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
         let policies = self.policies.load_full();
-        let begin = || Exit::new(&head, id, self.audit.try_slot(), cutoff, mode, &policies.config_sha256);
+        let begin = || {
+            let metrics = self.metrics.clone();
+            let slot = self.audit.try_slot();
+            let mut exit = Exit::new(&head, id, slot, cutoff, mode, &policies.config_sha256, metrics);
+            exit.traced(self.telemetry.as_ref().map(|telemetry| telemetry.begin(&head)));
+            exit
+        };
         let exit = span.in_scope(begin);
         async move { self.follow(exit, head, body, policies).await }.instrument(span)
     }
@@ -202,7 +257,7 @@ impl Proxy {
             if error.is::<LengthLimitError>() { Error::TooLarge { limit } } else { Error::BodyBroken }
         })?;
         *body = None;
-        exit.stage(since, |stages| &mut stages.body_ms);
+        exit.stage(Stage::Body, since);
         Ok(bytes.to_bytes())
     }
 
@@ -239,8 +294,8 @@ impl Proxy {
         let Asked { format, mut request, facts } = asked;
         let since = Instant::now();
         let conversation = Arc::new(std::mem::take(&mut request.conversation));
-        let examined = self.examine(exit, conversation.clone()).await;
-        exit.stage(since, |stages| &mut stages.guard_ms);
+        let examined = self.examine(exit, conversation.clone(), &facts, &policies).await;
+        exit.stage(Stage::Guard, since);
         let evidence = examined?;
         exit.found(&evidence);
         if self.config.policy.flags(&evidence) {
@@ -249,41 +304,10 @@ impl Proxy {
 
         let since = Instant::now();
         let decided = self.gate.decide(policies.clone(), facts.clone(), conversation.clone(), evidence).await;
-        exit.stage(since, |stages| &mut stages.policy_ms);
+        exit.stage(Stage::Policy, since);
         let (ruling, evidence) = decided?;
         ruling.flags.iter().for_each(|flag| exit.flag(flag.clone()));
         Ok(Judged { format, request, conversation, facts, policies, evidence, ruling })
-    }
-
-    /// Has the guard read a conversation. A request too long to be read in whole is known before the work begins.
-    async fn examine(&self, exit: &mut Exit, conversation: Arc<Conversation>) -> Result<Evidence, Error> {
-        let deadline = self.config.guard.deadline;
-        let options = Options { mode: self.config.guard.mode, deadline: Some(deadline) };
-        let mut examination = self.guard.examine(conversation, options);
-        let events = async {
-            loop {
-                match examination.next().await {
-                    Some(Event::Coverage(coverage)) => {
-                        let (tokens, read) = (coverage.tokens, coverage.tokens_read);
-                        let on_truncated = self.config.policy.on_truncated;
-                        self.unread_is(
-                            exit,
-                            "truncated",
-                            on_truncated,
-                            coverage.tokens_unread() == 0,
-                            || Error::Truncated { read, tokens },
-                        )?;
-                    }
-                    Some(Event::Done(evidence)) => return Ok(*evidence),
-                    Some(Event::Failed(error)) => return Err(Error::Guard(error)),
-                    Some(_) => {}
-                    None => return Err(Error::Guard(GuardError::Stopped)),
-                }
-            }
-        };
-        // The guard keeps its deadline itself, and may need a moment to score what it has; this is for one that hangs.
-        let hung = Error::Guard(GuardError::Deadline { after: deadline });
-        timeout(2 * deadline, events).await.unwrap_or(Err(hung))
     }
 
     /// Applies the setting for what was not read.

@@ -212,6 +212,7 @@ fn hostile() -> (Trace, Checked) {
         coverage: Coverage::default(),
         timings: Timings::default(),
         guard: GuardVersion { bundle: "<i>".to_owned(), ..GuardVersion::default() },
+        steps: vec![],
     };
     let decision = Decision::Refuse { message: "no".to_owned() };
     let ruling = Ruling { decision, by: "x".to_owned(), reason: "<u>".to_owned(), flags: vec![] };

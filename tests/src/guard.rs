@@ -8,7 +8,7 @@ use std::{
 use forethought_core::{
     conversation::{Conversation, Part},
     evidence::{Assessment, Coverage, Evidence, GuardVersion, Hazard, Path, PhaseEnd, Timings},
-    guard::{Event, Examination, Guard, GuardError, Options},
+    guard::{Event, Examination, Guard, GuardError, Load, Options},
 };
 use tokio::{
     sync::{mpsc::UnboundedSender, watch},
@@ -26,6 +26,7 @@ pub struct FakeGuard {
     /// Examinations under way that nobody listens to any more, and all that were begun.
     left: watch::Sender<usize>,
     begun: watch::Sender<usize>,
+    load: Arc<Mutex<Load>>,
     /// What it waits for before it says anything.
     hold: Option<Hold>,
     /// How long it takes.
@@ -79,6 +80,7 @@ pub fn evidence(score: f64) -> Evidence {
         coverage: Coverage { tokens: 10, tokens_read: 10, windows: 1, ..Coverage::default() },
         timings: Timings { prompt_tokens: 10, generated_tokens: 5, ..Timings::default() },
         guard: version(),
+        steps: vec![],
     }
 }
 
@@ -89,7 +91,16 @@ fn version() -> GuardVersion {
 impl FakeGuard {
     fn new(find: Option<Arc<Find>>) -> Self {
         let (left, begun) = (watch::Sender::new(0), watch::Sender::new(0));
-        Self { find, seen: Arc::default(), left, begun, hold: None, pause: Duration::ZERO, forgets: false }
+        Self {
+            find,
+            seen: Arc::default(),
+            left,
+            begun,
+            load: Arc::default(),
+            hold: None,
+            pause: Duration::ZERO,
+            forgets: false,
+        }
     }
 
     /// The same guard, but silent until `hold` is released.
@@ -135,6 +146,11 @@ impl FakeGuard {
     /// A guard that never comes to an end.
     pub fn hanging() -> Self {
         Self::new(None)
+    }
+
+    /// Says from now on that `waiting` conversations wait in a queue for `queue`.
+    pub fn loaded(&self, waiting: usize, queue: usize) {
+        *self.load.lock().expect("no panic") = Load { waiting, queue, ..Load::default() };
     }
 
     /// All conversations so far.
@@ -189,6 +205,10 @@ impl Guard for FakeGuard {
 
     fn version(&self) -> GuardVersion {
         version()
+    }
+
+    fn load(&self) -> Load {
+        *self.load.lock().expect("no panic")
     }
 }
 

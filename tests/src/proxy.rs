@@ -5,6 +5,7 @@ use std::{net::SocketAddr, sync::Arc};
 use forethought_core::{generate::ChatModel, guard::Guard};
 use forethought_proxy::{
     Proxy,
+    admin::Admin,
     cli::serve::{Models, build},
     config::{CheckedConfig, Flag, Sources},
 };
@@ -27,6 +28,9 @@ pub struct TestProxy {
     pub proxy: Arc<Proxy>,
     /// What its configuration was read from.
     pub sources: Sources,
+    /// Where its admin listener listens, if the configuration has one.
+    pub admin: Option<SocketAddr>,
+    operators: Option<JoinHandle<()>>,
     folder: TempDir,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<std::io::Result<()>>,
@@ -41,6 +45,11 @@ impl TestProxy {
     /// A proxy with a model in process.
     pub async fn embedded(guard: &FakeGuard, model: &FakeModel, toml: &str) -> Self {
         Self::with(Arc::new(guard.clone()), Some(Arc::new(model.clone())), "embedded", toml).await
+    }
+
+    /// A proxy before the API at `upstream`, with any guard.
+    pub async fn guarded(guard: Arc<dyn Guard>, upstream: &str, toml: &str) -> Self {
+        Self::with(guard, None, upstream, toml).await
     }
 
     async fn with(
@@ -64,12 +73,22 @@ impl TestProxy {
         let config = CheckedConfig::load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
         let listener = TcpListener::bind(config.listen).await.expect("a port");
         let address = listener.local_addr().expect("an address");
-        let proxy = build(config, Models { guard, chat }).expect("a proxy");
+        let proxy = build(config.clone(), Models { guard, chat }).expect("a proxy");
+        let (admin, operators) = match config.admin.clone() {
+            None => (None, None),
+            Some(admin) => {
+                let listener = TcpListener::bind(admin.listen).await.expect("a port");
+                let address = listener.local_addr().expect("an address");
+                let admin = Admin::new(admin);
+                admin.started(proxy.clone());
+                (Some(address), Some(tokio::spawn(admin.serve(listener))))
+            }
+        };
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(proxy.clone().serve(listener, async {
             let _ = stopped.await;
         }));
-        Self { address, proxy, sources, folder, stop: Some(stop), server }
+        Self { address, proxy, sources, admin, operators, folder, stop: Some(stop), server }
     }
 
     /// Its base URL, without a path.
@@ -85,6 +104,14 @@ impl TestProxy {
     /// A client of it over HTTP/1.1.
     pub fn client(&self) -> Client {
         Client::new(self.url())
+    }
+
+    /// A client of its admin listener.
+    ///
+    /// # Panics
+    /// If it has none.
+    pub fn operator(&self) -> Client {
+        Client::new(format!("http://{}", self.admin.expect("an admin listener")))
     }
 
     /// Opens a connection, sends these bytes and gives the connection.
@@ -113,8 +140,16 @@ impl TestProxy {
     /// Stops the proxy, waits until it has, and gives its audit records.
     pub async fn records(mut self) -> Vec<Value> {
         self.stop();
-        self.server.await.expect("no panic").expect("a clean stop");
+        (&mut self.server).await.expect("no panic").expect("a clean stop");
         let text = std::fs::read_to_string(self.folder.path().join("audit.jsonl")).unwrap_or_default();
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+}
+
+impl Drop for TestProxy {
+    fn drop(&mut self) {
+        if let Some(operators) = &self.operators {
+            operators.abort();
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     borrow::Cow,
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
 
@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::combine::{self, Combination};
 use crate::{
-    evidence::Hazard,
+    evidence::{GuardVersion, Hazard},
     model::{Adapter, ModelError, adapter},
     probe::{Made, ProbeSource},
 };
@@ -290,6 +290,19 @@ impl Bundle {
         let folder = Path::new(name);
         let manifest = Manifest::read(&folder.join("guard.toml"))?;
         Ok(Self { manifest, sha256: hash_folder(folder)?, home: Home::Folder(folder.to_owned()) })
+    }
+
+    /// The guard that it makes of a base model whose weights hash to `base_sha256`.
+    pub fn version(&self, base_sha256: &str) -> GuardVersion {
+        let Manifest { name, version, base, template, .. } = &self.manifest;
+        GuardVersion {
+            bundle: format!("{name} {version}"),
+            bundle_sha256: self.sha256.clone(),
+            base_model: base.model.clone(),
+            base_sha256: base_sha256.to_owned(),
+            template: format!("{} {}", template.name, template.version),
+            own_probes: BTreeMap::new(),
+        }
     }
 
     /// The adapter, if there is one.

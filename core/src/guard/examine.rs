@@ -293,6 +293,7 @@ impl ExamineTask {
             coverage: std::mem::take(&mut self.coverage),
             timings,
             guard: version.clone(),
+            steps: vec![],
         };
         self.send(Event::Done(Box::new(evidence)));
         ControlFlow::Break(())

@@ -1,6 +1,6 @@
 //! The guard in this process: a small reasoning model that thinks before it judges.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc, time::Instant};
+use std::{path::Path, sync::Arc, time::Instant};
 
 use super::{
     Event, Examination, Guard, GuardError, Mode, Options,
@@ -12,7 +12,7 @@ use super::{
 };
 use crate::{
     conversation::Conversation,
-    engine::{Engine, Limits, Rejected},
+    engine::{Engine, Limits, Load, Rejected},
     evidence::GuardVersion,
     guard::bundle::Manifest,
     model::{
@@ -165,14 +165,7 @@ impl LocalGuard {
         options: LocalOptions,
     ) -> Result<Self, StartError> {
         let manifest = bundle.manifest.clone();
-        if let Some(expected) = manifest.base.sha256.as_ref().filter(|e| !e.eq_ignore_ascii_case(sha256)) {
-            return Err(StartError::OtherBase {
-                bundle: manifest.name,
-                expected: expected.clone(),
-                path: path.display().to_string(),
-                found: sha256.to_owned(),
-            });
-        }
+        check_base(&manifest, path, sha256)?;
         let checkpoint = Checkpoint::open(path)?;
         let tokenizer = checkpoint.tokenizer()?;
         let prompt = Prompt::new(&manifest, &tokenizer, &checkpoint.chat_template()?)?;
@@ -186,14 +179,7 @@ impl LocalGuard {
             return Err(StartError::Context { window: options.windows.window, other, context });
         }
         let LocalOptions { device, precision, limits, windows, probes, cascade } = options;
-        let mut version = GuardVersion {
-            bundle: format!("{} {}", manifest.name, manifest.version),
-            bundle_sha256: bundle.sha256.clone(),
-            base_model: manifest.base.model.clone(),
-            base_sha256: sha256.to_owned(),
-            template: format!("{} {}", manifest.template.name, manifest.template.version),
-            own_probes: BTreeMap::new(),
-        };
+        let mut version = bundle.version(sha256);
         if !probes.is_empty() {
             let parts = GuardParts {
                 base_sha256: version.base_sha256.clone(),
@@ -229,11 +215,6 @@ impl LocalGuard {
     /// The guard's model, adapter included.
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.decoder
-    }
-
-    /// Examinations waiting and running now.
-    pub fn load(&self) -> (usize, usize) {
-        self.engine.load()
     }
 
     /// The probes that read along.
@@ -277,20 +258,15 @@ impl LocalGuard {
             (self.asked.clone(), self.engine.clone(), self.windows, self.queue);
         let inline = conversation.text_len() <= INLINE_BYTES;
         let submit = move || {
-            let mut coverage = transcript::coverage(&conversation);
-            let ids = match asked.tokenizer.encode_text(&transcript::render(&conversation)) {
-                Ok(ids) => ids,
+            let (coverage, windows) = match transcript::tokenize(&conversation, &asked.tokenizer, windows) {
+                Ok(read) => read,
                 Err(error) => {
                     let _ = events.send(Event::Failed(GuardError::Model(error.to_string())));
                     return;
                 }
             };
-            let windows = windows.split(ids.len());
-            coverage.tokens = ids.len();
-            coverage.tokens_read = transcript::union_len(&windows);
-            coverage.windows = windows.len();
-            let windows = windows.into_iter().map(|window| ids[window].to_vec()).collect();
-            let task = ExamineTask::new(asked, options, events.clone(), coverage, windows, called, trace);
+            let task =
+                ExamineTask::new(asked, options, events.clone(), coverage, windows.into(), called, trace);
             let failure = match engine.submit(task) {
                 Ok(()) => return,
                 Err(Rejected::Full(_)) => GuardError::Overloaded { waiting: queue },
@@ -305,6 +281,22 @@ impl LocalGuard {
             std::thread::spawn(submit);
         }
         examination
+    }
+}
+
+/// Checks that a base model is the one that a bundle was made for.
+///
+/// # Errors
+/// It is another one.
+pub fn check_base(manifest: &Manifest, path: &Path, sha256: &str) -> Result<(), StartError> {
+    match manifest.base.sha256.as_ref().filter(|expected| !expected.eq_ignore_ascii_case(sha256)) {
+        None => Ok(()),
+        Some(expected) => Err(StartError::OtherBase {
+            bundle: manifest.name.clone(),
+            expected: expected.clone(),
+            path: path.display().to_string(),
+            found: sha256.to_owned(),
+        }),
     }
 }
 
@@ -327,5 +319,9 @@ impl Guard for LocalGuard {
 
     fn version(&self) -> GuardVersion {
         self.asked.version.clone()
+    }
+
+    fn load(&self) -> Load {
+        self.engine.load()
     }
 }

@@ -121,6 +121,11 @@ impl HazardTree {
         self.children.get(&id)
     }
 
+    /// The tokens that may come next.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.children.keys().copied()
+    }
+
     /// The likeliest next token and where it leads.
     pub fn step(&self, logits: &[f32]) -> Option<(u32, &Self)> {
         let logit = |id: u32| logits.get(id as usize).copied().unwrap_or(f32::NEG_INFINITY);

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     conversation::{Conversation, Part},
     evidence::Coverage,
+    model::{ModelError, Tokenizer},
 };
 
 /// Writes the conversation as a transcript: `User: ...`, `Assistant: ...`, one message after the other.
@@ -31,8 +32,26 @@ pub fn render(conversation: &Conversation) -> String {
     text
 }
 
+/// A conversation in tokens: the windows in which it is read, in order, and what they hold of it.
+///
+/// # Errors
+/// The tokenizer's.
+pub fn tokenize(
+    conversation: &Conversation,
+    tokenizer: &Tokenizer,
+    windows: Windows,
+) -> Result<(Coverage, Vec<Vec<u32>>), ModelError> {
+    let mut coverage = coverage(conversation);
+    let ids = tokenizer.encode_text(&render(conversation))?;
+    let windows = windows.split(ids.len());
+    coverage.tokens = ids.len();
+    coverage.tokens_read = union_len(&windows);
+    coverage.windows = windows.len();
+    Ok((coverage, windows.into_iter().map(|window| ids[window].to_vec()).collect()))
+}
+
 /// Counts what the transcript holds; tokens and windows are still to be filled in.
-pub(super) fn coverage(conversation: &Conversation) -> Coverage {
+fn coverage(conversation: &Conversation) -> Coverage {
     let mut coverage = Coverage::default();
     for message in &conversation.messages {
         *coverage.roles.entry(message.role).or_default() += 1;
@@ -92,7 +111,7 @@ impl Windows {
 }
 
 /// Tokens that lie in at least one of `windows`, which are in order.
-pub(super) fn union_len(windows: &[Range<usize>]) -> usize {
+fn union_len(windows: &[Range<usize>]) -> usize {
     let mut end = 0;
     let new = windows.iter().map(|w| {
         let new = w.end.saturating_sub(w.start.max(end));

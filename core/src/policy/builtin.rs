@@ -85,6 +85,7 @@ pub(super) mod tests {
             coverage: Coverage::default(),
             timings: Timings::default(),
             guard: GuardVersion::default(),
+            steps: vec![],
         }
     }
 

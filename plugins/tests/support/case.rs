@@ -62,6 +62,7 @@ pub(crate) fn case() -> (RequestFacts, Conversation, Evidence) {
         },
         timings: Timings::default(),
         guard: GuardVersion { bundle: "b 1".into(), ..GuardVersion::default() },
+        steps: vec![],
     };
     (facts, conversation, evidence)
 }

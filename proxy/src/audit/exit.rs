@@ -9,16 +9,19 @@ use std::{
 
 use bytes::Bytes;
 use forethought_core::{conversation::Conversation, evidence::Evidence, policy::RequestFacts};
-use http::{HeaderName, HeaderValue, Method, Response, request};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Response, request};
 use http_body::{Body as _, Frame, SizeHint};
 use tracing::{Span, info, warn};
 use uuid::Uuid;
 
 use super::{
     AuditLog, Slot,
-    record::{Disposition, Found, Outcome, Record, Reply, Stages},
+    record::{Disposition, Found, Outcome, Record, Reply, Stage},
 };
-use crate::{Body, BoxError, config::Mode, reply::Error, server::Cutoff};
+use crate::{
+    Body, BoxError, cache::Origin, config::Mode, metrics::Metrics, reply::Error, server::Cutoff,
+    telemetry::Trace,
+};
 
 const ID: HeaderName = HeaderName::from_static("x-forethought-id");
 const DECISION: HeaderName = HeaderName::from_static("x-forethought-decision");
@@ -33,6 +36,9 @@ pub(crate) struct Exit {
     slot: Slot,
     cutoff: Cutoff,
     span: Span,
+    metrics: Arc<Metrics>,
+    /// What is traced of it; `None` where nothing is.
+    trace: Option<Trace>,
 }
 
 impl Exit {
@@ -43,7 +49,9 @@ impl Exit {
         cutoff: Cutoff,
         mode: Mode,
         config: &str,
+        metrics: Arc<Metrics>,
     ) -> Self {
+        metrics.begin();
         let record = Box::new(Record {
             id: id.to_string(),
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
@@ -59,7 +67,18 @@ impl Exit {
             ..Record::default()
         });
         let reply = Arc::default();
-        Self { id, record, reply, started: Instant::now(), slot, cutoff, span: Span::current() }
+        let (started, span) = (Instant::now(), Span::current());
+        Self { id, record, reply, started, slot, cutoff, span, metrics, trace: None }
+    }
+
+    /// Has the request traced.
+    pub(crate) fn traced(&mut self, trace: Option<Trace>) {
+        self.trace = trace;
+    }
+
+    /// The request goes upstream: headers that make what comes of it there a part of its trace.
+    pub(crate) fn forwarded(&mut self) -> HeaderMap {
+        self.trace.as_mut().map(Trace::forward).unwrap_or_default()
     }
 
     /// Waits for a place for the record, where there was none at the beginning.
@@ -88,6 +107,13 @@ impl Exit {
     pub(crate) fn found(&mut self, evidence: &Evidence) {
         self.record.found = Some(Found::new(evidence, self.slot.text()));
         self.record.timings.guard = Some(evidence.timings);
+        self.metrics.found(evidence);
+    }
+
+    /// Notes where the evidence comes from.
+    pub(crate) fn cached(&mut self, origin: Origin) {
+        self.record.cache = Some(origin.as_str());
+        self.metrics.cached(origin);
     }
 
     /// Notes what is done, who decided it, and why.
@@ -106,8 +132,17 @@ impl Exit {
     }
 
     /// Notes the time of a stage that began at `since`.
-    pub(crate) fn stage(&mut self, since: Instant, stage: fn(&mut Stages) -> &mut Option<f64>) {
-        *stage(&mut self.record.timings) = Some(ms(since));
+    pub(crate) fn stage(&mut self, stage: Stage, since: Instant) {
+        let timings = &mut self.record.timings;
+        let time = match stage {
+            Stage::Body => &mut timings.body_ms,
+            Stage::Guard => &mut timings.guard_ms,
+            Stage::Policy => &mut timings.policy_ms,
+        };
+        *time = Some(ms(since));
+        if let Some(trace) = &mut self.trace {
+            trace.stage(stage, since);
+        }
     }
 
     /// Marks the answer with our headers, and follows it to its end.
@@ -183,6 +218,10 @@ impl Drop for Exit {
         self.record.reply = self.reply.lock().unwrap_or_else(PoisonError::into_inner).take();
         let span = self.span.clone();
         span.in_scope(|| self.log());
+        self.metrics.end(&self.record);
+        if let Some(trace) = self.trace.take() {
+            trace.end(&self.record);
+        }
         std::mem::take(&mut self.slot).send(std::mem::take(&mut self.record));
     }
 }

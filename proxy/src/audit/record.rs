@@ -4,7 +4,7 @@ use std::{borrow::Cow, sync::Arc};
 
 use forethought_core::{
     conversation::Conversation,
-    evidence::{Coverage, Evidence, GuardVersion, Hazard, PhaseEnd, ProbeReading, Timings, Verdict},
+    evidence::{Coverage, Evidence, GuardVersion, Hazard, PhaseEnd, ProbeReading, Step, Timings, Verdict},
     policy::PolicyVersion,
 };
 use serde::{Serialize, Serializer};
@@ -121,6 +121,9 @@ pub(crate) struct Record {
     pub(crate) prompt: Option<Prompt>,
     pub(crate) version: &'static str,
     pub(crate) config_sha256: String,
+    /// Where the evidence comes from, where evidence is kept: `hit`, `shared`, `redis` or `miss`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) cache: Option<&'static str>,
     /// What the guard found of the answer; none where it does not read answers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reply: Option<Reply>,
@@ -131,6 +134,13 @@ pub(crate) struct Record {
     /// Bytes of the answer's body that were handed to the connection.
     pub(crate) bytes: u64,
     pub(crate) outcome: Outcome,
+}
+
+impl Record {
+    /// The route that the request took.
+    pub(crate) fn route(&self) -> &str {
+        "default"
+    }
 }
 
 /// What the guard found of an answer, by its latest judgement.
@@ -177,8 +187,11 @@ pub(crate) struct Found {
     understanding: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     assessment: Option<String>,
-    coverage: Coverage,
-    guard: GuardVersion,
+    pub(crate) coverage: Coverage,
+    pub(crate) guard: GuardVersion,
+    /// The guards that were asked, where there are several.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    steps: Vec<Step>,
 }
 
 impl Found {
@@ -201,6 +214,7 @@ impl Found {
             assessment: written.map(|a| a.assessment.clone()),
             coverage: evidence.coverage.clone(),
             guard: evidence.guard.clone(),
+            steps: evidence.steps.clone(),
         }
     }
 }
@@ -216,6 +230,14 @@ impl std::fmt::Debug for Prompt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Prompt")
     }
+}
+
+/// A stage of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    Body,
+    Guard,
+    Policy,
 }
 
 /// How long the stages took, in milliseconds; a stage that was not reached has none.

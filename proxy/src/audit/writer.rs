@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn a_full_disk_keeps_what_it_may_and_counts_the_rest() {
-        let file = RotatingFile::open(Path::new("/dev/full"), u64::MAX, 1).unwrap();
+        let file = RotatingFile::open(Path::new("/dev/full"), u64::MAX, 1, false).unwrap();
         let health = Arc::new(Health::default());
         let mut writer = Writer::new(file, 3, health.clone());
         for _ in 0..5 {
@@ -129,7 +129,7 @@ mod tests {
         // The disk has room again: nothing that waited is lost.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit.jsonl");
-        writer.file = RotatingFile::open(&path, u64::MAX, 1).unwrap();
+        writer.file = RotatingFile::open(&path, u64::MAX, 1, false).unwrap();
         writer.write();
         assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 3);
         assert!(!health.failing.load(Relaxed));

@@ -95,7 +95,7 @@ pub fn run(args: &CheckArgs, config: &ConfigArgs) -> Result<ExitCode> {
     let conversation = args.conversation()?;
     let guard = models::load_guard(&config.guard)?.guard;
     let threshold = config.policy.thresholds.score;
-    let policy = crate::policies::chain(&config.policy)?;
+    let policy = crate::policies::chain(&config.policy, &Arc::default())?;
     let traced = args.trace.as_ref().map(|_| trace::Traced::new(guard.clone())).transpose()?;
     let guard: &dyn Guard = traced.as_ref().map_or(&*guard, |traced| traced);
     // Whoever asks about one prompt waits for the whole of it, however long it is.
@@ -303,6 +303,7 @@ fn by(evidence: &Evidence) -> &'static str {
         (ScorePath::Probe, false) => "the probes",
         (ScorePath::Probe, true) => "the signals before reasoning, together",
         (ScorePath::Direct, _) => "the direct verdict",
+        (ScorePath::Unassessed, _) => "nothing: no guard could be asked",
         (ScorePath::Reason, false) => "the verdict after reasoning",
         (ScorePath::Reason, true) => "all signals together, after reasoning",
     }

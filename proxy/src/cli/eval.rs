@@ -113,7 +113,7 @@ pub fn run(args: &EvalArgs, config: &ConfigArgs) -> Result<ExitCode> {
     };
     let all = args.mode.as_deref() == Some(ALL);
     let plans: Vec<Plan> = if all { Mode::ALL.map(|mode| plan.in_mode(mode)).into() } else { vec![plan] };
-    let guard = models::load_guard(guard)?.guard;
+    let (guard, _) = models::load_any(guard)?;
     let reports = runtime()?.block_on(async {
         let mut signals = Signals::new()?;
         let mut reports = Vec::new();

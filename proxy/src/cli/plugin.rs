@@ -137,6 +137,7 @@ fn sample() -> (Conversation, Evidence) {
         coverage: Coverage { tokens: 40, tokens_read: 40, windows: 1, ..Coverage::default() },
         timings: Timings::default(),
         guard: GuardVersion { bundle: "sample".to_owned(), ..GuardVersion::default() },
+        steps: vec![],
     };
     (Conversation::from_user(text), evidence)
 }

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, BufReader},
     path::PathBuf,
+    sync::Arc,
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -113,7 +114,7 @@ pub struct Flip {
 /// Mistakes in the configuration, plugins that can't be loaded, lines that are no audit records.
 pub fn run(args: &ReplayArgs, config: &ConfigArgs) -> Result<()> {
     let config = config.load([config.quiet_log()])?;
-    let chain = policies::chain(&config.policy)?;
+    let chain = policies::chain(&config.policy, &Arc::default())?;
     let file = File::open(&args.file).with_context(|| format!("can't read {}", args.file.display()))?;
     let replayed = replay(BufReader::new(file), &chain)
         .with_context(|| format!("{} is not an audit file", args.file.display()))?;
@@ -196,6 +197,7 @@ impl Recorded {
             coverage: self.coverage,
             timings: Timings::default(),
             guard: self.guard,
+            steps: vec![],
         };
         (facts, self.prompt.and_then(|prompt| prompt.conversation), evidence)
     }

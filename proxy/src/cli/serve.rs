@@ -1,10 +1,14 @@
 //! `forethought serve`: the proxy, until a signal stops it.
 
-use std::{net::TcpListener, sync::Arc};
+use std::{
+    net::{SocketAddr, TcpListener},
+    sync::Arc,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use forethought_core::{generate::ChatModel, guard::Guard};
+use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
 use super::{
@@ -13,9 +17,12 @@ use super::{
 };
 use crate::{
     AuditLog, CheckedConfig, Proxy, Upstream,
-    config::{Flag, Mode, Order, UpstreamConfig},
+    admin::Admin,
+    config::{AdminConfig, Flag, Mode, Order, UpstreamConfig},
     log,
+    metrics::Metrics,
     policies::{self, Reloader},
+    telemetry::Telemetry,
 };
 
 /// Flags of `forethought serve`.
@@ -58,13 +65,16 @@ pub fn run(
     let sources = config.sources(args.flags().chain(config.serving_log()));
     let config = CheckedConfig::load(&sources)?;
     log::init(&config.log);
-    let listener = TcpListener::bind(config.listen)
-        .with_context(|| format!("can't listen on {} (the setting `listen`)", config.listen))?;
-    listener.set_nonblocking(true)?;
+    let listener = bind(config.listen, "listen")?;
+    let runtime = runtime()?;
+    let admin = config.admin.clone().map(|admin| operate(admin, &runtime)).transpose()?;
     let models = load(&config)?;
-    runtime()?.block_on(async {
+    runtime.block_on(async {
         let about = warnings(&config);
         let proxy = build(config, models)?;
+        if let Some(admin) = admin {
+            admin.started(proxy.clone());
+        }
         let listener = tokio::net::TcpListener::from_std(listener)?;
         info!("listening on http://{}", listener.local_addr()?);
         about.iter().for_each(|about| warn!("{about}"));
@@ -74,6 +84,24 @@ pub fn run(
         info!("stopped");
         Ok(())
     })
+}
+
+fn bind(address: SocketAddr, setting: &str) -> Result<TcpListener> {
+    let listener = TcpListener::bind(address)
+        .with_context(|| format!("can't listen on {address} (the setting `{setting}`)"))?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Starts the admin listener: probes see a proxy that is still loading its models.
+fn operate(config: AdminConfig, runtime: &Runtime) -> Result<Arc<Admin>> {
+    let listener = bind(config.listen, "admin.listen")?;
+    let _context = runtime.enter();
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    info!("operators are served on http://{}", listener.local_addr()?);
+    let admin = Admin::new(config);
+    runtime.spawn(admin.clone().serve(listener));
+    Ok(admin)
 }
 
 /// The proxy that `config` describes.
@@ -102,10 +130,13 @@ pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
         Ok((name.clone(), upstream))
     });
     let others = others.collect::<Result<_>>()?;
+    let metrics = Arc::new(Metrics::new());
     let policies =
-        policies::chain(&config.policy).context("can't load a policy plugin (`policy.plugins`)")?;
+        policies::chain(&config.policy, &metrics).context("can't load a policy plugin (`policy.plugins`)")?;
+    let telemetry = config.telemetry.as_ref().map(Telemetry::new).transpose();
+    let telemetry = telemetry.map_err(|error| anyhow!("can't send traces (`telemetry.otlp`): {error}"))?;
     let proxy = Proxy::new(config, models.guard, policies, upstream, audit);
-    Ok(Arc::new(proxy.with_upstreams(others)))
+    Ok(Arc::new(proxy.with_upstreams(others).with_metrics(metrics).with_telemetry(telemetry)))
 }
 
 /// What an operator should know of a configuration that is right, but less safe than the default.

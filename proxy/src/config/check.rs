@@ -1,6 +1,9 @@
 //! From what is written to what is meant: ranges, formats, files and keys that must be there.
 
+mod cache;
+mod operate;
 mod plugins;
+mod remote;
 
 use std::{
     collections::BTreeMap,
@@ -16,9 +19,15 @@ use forethought_core::{
     policy::Thresholds,
     probe::{Made, RuntimeOptions},
 };
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 use tracing_subscriber::EnvFilter;
 
+pub use self::{
+    cache::{CacheConfig, RedisConfig},
+    operate::{AdminConfig, TelemetryConfig, Token},
+    remote::RemoteConfig,
+};
 use super::{
     AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
     PolicyConfig, ProbeConfig, Problem, Problems, Raw, RawAudit, RawCascade, RawGuard, RawLimits, RawPolicy,
@@ -32,9 +41,11 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
     let mut check = Check { origins, problems };
     // Everything is looked at before anything is given up, so that all mistakes are reported at once.
     let listen = check.parsed("listen", listen(&raw.listen));
+    let admin = check.admin(&raw.admin);
     let upstream = check.upstream(&raw.upstream);
     let upstreams = check.upstreams(&raw.upstreams);
     let guard = check.guard(&raw.guard);
+    let cache = check.cache(&raw.cache);
     let policy = check.policy(&raw.policy);
     let paths = PathRules {
         pass: check.rules("paths.pass", &raw.paths.pass),
@@ -44,15 +55,18 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
     let response_guard = check.response_guard(&raw.response_guard);
     let refusal = check.refusal(&raw.refusal);
     let audit = check.audit(&raw.audit);
+    let telemetry = check.telemetry(&raw.telemetry);
     check.require("log.level", EnvFilter::try_new(&raw.log.level).is_ok(), || {
         format!("`{}` is neither a level nor filter directives", raw.log.level)
     });
     match (listen, upstream) {
         (Some(listen), Some(upstream)) if check.problems.is_empty() => Ok(CheckedConfig {
             listen,
+            admin,
             upstream,
             upstreams,
             guard,
+            cache,
             policy,
             paths,
             limits,
@@ -60,7 +74,9 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
             refusal,
             audit,
             log: LogConfig { format: raw.log.format, level: raw.log.level.clone() },
+            telemetry,
             sha256: sha256(raw).into(),
+            judging_sha256: sha256(&(&raw.guard, &raw.policy)).into(),
         }),
         _ => Err(Problems(check.problems)),
     }
@@ -201,6 +217,7 @@ impl Check<'_> {
                 library: raw.onnxruntime.as_ref().map(PathBuf::from),
                 providers: raw.execution_providers.clone(),
             },
+            remote: self.remote(raw),
         }
     }
 
@@ -316,6 +333,7 @@ impl Check<'_> {
             prompt: raw.prompt,
             max_bytes,
             keep: raw.keep,
+            compress: raw.compress,
             queue,
             on_error: raw.on_error,
         })
@@ -337,7 +355,7 @@ fn usual_audit_file() -> Option<PathBuf> {
     Some(home.or_else(state)?.join(Path::new("audit/audit.jsonl")))
 }
 
-fn sha256(raw: &Raw) -> String {
+fn sha256(raw: &impl Serialize) -> String {
     // Secrets are not in it: it holds names of variables and files only.
     hex::encode(Sha256::digest(serde_json::to_vec(raw).unwrap_or_default()))
 }

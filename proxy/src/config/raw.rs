@@ -3,7 +3,10 @@
 //! The doc comments here are what `forethought config schema` prints. Nothing is judged in this file beyond types;
 //! [`check`](super::check) turns it into [`Settings`](super::Settings).
 
+mod cache;
+mod operate;
 mod plugins;
+mod remote;
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
@@ -17,7 +20,12 @@ use serde::{
     de::{self, IntoDeserializer as _},
 };
 
-pub use self::plugins::{RawNamedUpstream, RawPlugin};
+pub use self::{
+    cache::RawCache,
+    operate::{RawAdmin, RawTelemetry},
+    plugins::{RawNamedUpstream, RawPlugin},
+    remote::{RawRemote, RemoteFallback, RemoteVerdict},
+};
 
 /// Configuration of the Forethought proxy.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -27,12 +35,16 @@ pub struct Raw {
     /// Address and port to listen on. Forethought doesn't authenticate callers: keep it on loopback, or put
     /// something in front of it that does.
     pub listen: String,
+    /// The listener for those who operate the proxy.
+    pub admin: RawAdmin,
     /// Where allowed requests go.
     pub upstream: RawUpstream,
     /// Other upstreams, by name, that policies may choose.
     pub upstreams: BTreeMap<String, RawNamedUpstream>,
     /// The model that reads requests.
     pub guard: RawGuard,
+    /// What the guard found, kept for when the same comes again.
+    pub cache: RawCache,
     /// What is done with what the guard finds.
     pub policy: RawPolicy,
     /// What happens to paths that no guard reads.
@@ -47,15 +59,19 @@ pub struct Raw {
     pub audit: RawAudit,
     /// The log on standard error.
     pub log: RawLog,
+    /// Traces by OpenTelemetry.
+    pub telemetry: RawTelemetry,
 }
 
 impl Default for Raw {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
+            admin: RawAdmin::default(),
             upstream: RawUpstream::default(),
             upstreams: BTreeMap::new(),
             guard: RawGuard::default(),
+            cache: RawCache::default(),
             policy: RawPolicy::default(),
             paths: RawPaths::default(),
             limits: RawLimits::default(),
@@ -63,6 +79,7 @@ impl Default for Raw {
             refusal: RawRefusal::default(),
             audit: RawAudit::default(),
             log: RawLog::default(),
+            telemetry: RawTelemetry::default(),
         }
     }
 }
@@ -174,6 +191,8 @@ pub struct RawGuard {
     #[serde(deserialize_with = "list")]
     #[schemars(with = "Vec<ExecutionProviderSchema>")]
     pub execution_providers: Vec<ExecutionProvider>,
+    /// A guard on a server, in place of the one in this process.
+    pub remote: RawRemote,
 }
 
 impl Default for RawGuard {
@@ -195,6 +214,7 @@ impl Default for RawGuard {
             probes: vec![],
             onnxruntime: None,
             execution_providers: vec![ExecutionProvider::Cpu],
+            remote: RawRemote::default(),
         }
     }
 }
@@ -528,6 +548,8 @@ pub struct RawAudit {
     pub max_bytes: u64,
     /// Older files that are kept, as `audit.jsonl.1` (the newest) and so on.
     pub keep: usize,
+    /// Whether older files are compressed (gzip), as `audit.jsonl.1.gz` and so on.
+    pub compress: bool,
     /// Records, of running requests included, that may wait for the disk; then requests wait too.
     pub queue: usize,
     /// What happens to requests while records can't be written.
@@ -543,6 +565,7 @@ impl Default for RawAudit {
             prompt: AuditPrompt::Hash,
             max_bytes: 100 * 1024 * 1024,
             keep: 10,
+            compress: false,
             queue: 4_096,
             on_error: OnAuditError::Continue,
         }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use futures_util::future::{BoxFuture, Either, FutureExt, select};
-use http::{Request, Response, header, request};
+use http::{HeaderMap, Request, Response, header, request};
 
 use super::Proxy;
 use crate::{
@@ -75,7 +75,8 @@ impl Proxy {
         upstream: &'a Upstream,
     ) -> Early<'a> {
         exit.record.upstream_contacted = true;
-        Early::Running(self.send(head, body, upstream).boxed())
+        let traced = exit.forwarded();
+        Early::Running(self.send(head, traced, body, upstream).boxed())
     }
 
     /// Sends the request on, unless that was done before, and gives back what the upstream answers.
@@ -89,19 +90,27 @@ impl Proxy {
         let Outgoing { body, upstream, early } = outgoing;
         let Answered { answer, after } = match early {
             Some(early) => early.answered().await,
-            None => self.send(head, body, upstream).await,
+            None => self.send(head, exit.forwarded(), body, upstream).await,
         };
         exit.record.timings.upstream_ms = Some(after.as_secs_f64() * 1e3);
         answer
     }
 
-    async fn send(&self, head: &request::Parts, body: Sent, upstream: &Upstream) -> Answered {
+    /// `traced` are headers that make the upstream's work a part of this request's trace.
+    async fn send(
+        &self,
+        head: &request::Parts,
+        traced: HeaderMap,
+        body: Sent,
+        upstream: &Upstream,
+    ) -> Answered {
         let since = Instant::now();
         let read = matches!(body, Sent::Read(_));
         let mut request = Request::new(body);
         request.method_mut().clone_from(&head.method);
         request.uri_mut().clone_from(&head.uri);
         request.headers_mut().clone_from(&head.headers);
+        request.headers_mut().extend(traced);
         // What is compressed can't be read.
         if read && self.config.response_guard.is_some() {
             let plain = header::HeaderValue::from_static("identity");

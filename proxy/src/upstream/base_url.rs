@@ -46,7 +46,7 @@ impl BaseUrl {
     }
 
     /// Whether connections are encrypted.
-    pub(super) fn is_https(&self) -> bool {
+    pub(crate) fn is_https(&self) -> bool {
         self.scheme == Scheme::HTTPS
     }
 

@@ -109,6 +109,7 @@ impl Guard for FakeGuard {
                     ..Timings::default()
                 },
                 guard,
+                steps: vec![],
             })))
         });
         examination

@@ -157,6 +157,7 @@ impl TestEvidence {
             coverage: Coverage { tokens: 10, tokens_read: 10, windows: 1, ..Coverage::default() },
             timings: Timings::default(),
             guard: GuardVersion::default(),
+            steps: vec![],
         }
     }
 }

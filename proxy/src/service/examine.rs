@@ -1,0 +1,76 @@
+//! Having the guard read a conversation, or finding what it said of the same one before.
+
+use std::sync::Arc;
+
+use forethought_core::{
+    conversation::Conversation,
+    evidence::Evidence,
+    guard::{Event, GuardError, Options},
+    policy::RequestFacts,
+};
+use tokio::time::timeout;
+
+use super::Proxy;
+use crate::{audit::Exit, cache::Failed, config::OnUnread, policies::Policies, reply::Error};
+
+impl Proxy {
+    /// What the guard finds of a conversation.
+    pub(super) async fn examine(
+        &self,
+        exit: &mut Exit,
+        conversation: Arc<Conversation>,
+        facts: &RequestFacts,
+        policies: &Policies,
+    ) -> Result<Evidence, Error> {
+        let found = match &self.cache {
+            None => self.ask_guard(conversation).await,
+            Some(cache) => {
+                let tenant = facts.tenant.as_deref();
+                let key = cache.key(tenant, &self.guard.version(), &policies.sha256, &conversation);
+                cache.find(key, self.ask_guard(conversation)).await.map(|(evidence, origin)| {
+                    exit.cached(origin);
+                    evidence
+                })
+            }
+        };
+        let evidence = found.map_err(|failed| match failed {
+            Failed::Guard(error) => Error::Guard(error),
+            Failed::Truncated { read, tokens } => Error::Truncated { read, tokens },
+        })?;
+        let coverage = &evidence.coverage;
+        let (read, tokens) = (coverage.tokens_read, coverage.tokens);
+        let all_read = coverage.tokens_unread() == 0;
+        self.unread_is(exit, "truncated", self.config.policy.on_truncated, all_read, || Error::Truncated {
+            read,
+            tokens,
+        })?;
+        Ok(evidence)
+    }
+
+    /// A request that is too long to be read in whole, and denied for that, is known before the work begins.
+    async fn ask_guard(&self, conversation: Arc<Conversation>) -> Result<Evidence, Failed> {
+        let deadline = self.config.guard.deadline;
+        let options = Options { mode: self.config.guard.mode, deadline: Some(deadline) };
+        let mut examination = self.guard.examine(conversation, options);
+        let events = async {
+            loop {
+                match examination.next().await {
+                    Some(Event::Coverage(coverage))
+                        if coverage.tokens_unread() > 0
+                            && self.config.policy.on_truncated == OnUnread::Deny =>
+                    {
+                        let (read, tokens) = (coverage.tokens_read, coverage.tokens);
+                        return Err(Failed::Truncated { read, tokens });
+                    }
+                    Some(Event::Done(evidence)) => return Ok(*evidence),
+                    Some(Event::Failed(error)) => return Err(Failed::Guard(error)),
+                    Some(_) => {}
+                    None => return Err(Failed::Guard(GuardError::Stopped)),
+                }
+            }
+        };
+        // The guard keeps its deadline itself, and may need a moment to score what it has; this is for one that hangs.
+        let hung = Failed::Guard(GuardError::Deadline { after: deadline });
+        timeout(2 * deadline, events).await.unwrap_or(Err(hung))
+    }
+}
