@@ -137,6 +137,14 @@ impl Examination {
         self.events.recv().await
     }
 
+    /// As [`Self::next`], for callers that may block.
+    ///
+    /// # Panics
+    /// On a thread that runs asynchronous tasks.
+    pub fn blocking_next(&mut self) -> Option<Event> {
+        self.events.blocking_recv()
+    }
+
     /// Waits for the outcome and lets the events before it go by.
     ///
     /// # Errors
@@ -153,6 +161,15 @@ impl Examination {
     }
 }
 
+/// An examination that tells what probes say token by token.
+#[derive(Debug)]
+pub struct TracedProbes {
+    /// The probes' names, in the order of [`TracedToken::scores`](trace::TracedToken::scores).
+    pub probes: Vec<String>,
+    /// The examination.
+    pub examination: Examination,
+}
+
 /// Turns a conversation into evidence.
 pub trait Guard: Send + Sync + 'static {
     /// Starts an examination; never blocks. All failures, a full queue included, arrive as [`Event::Failed`].
@@ -164,5 +181,11 @@ pub trait Guard: Send + Sync + 'static {
     /// How busy it is.
     fn load(&self) -> Load {
         Load::default()
+    }
+
+    /// As [`Self::examine`] with [`Mode::Probe`], with what every probe says at every token as [`Event::Traced`]. `None`
+    /// where no probe reads along.
+    fn trace_probes(&self, _: Arc<Conversation>, _: Option<Duration>) -> Option<TracedProbes> {
+        None
     }
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod answer;
 mod anthropic_messages;
+pub(crate) mod edit;
 mod fields;
 mod framing;
 mod gemini;
@@ -19,13 +20,13 @@ pub(crate) mod refusal;
 pub(crate) mod splice;
 mod tail;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod text;
 mod voice;
 mod written;
 
 use bytes::Bytes;
-use forethought_core::{conversation::Conversation, policy::Edit};
+use forethought_core::conversation::Conversation;
 use http::Uri;
 use serde_json::Value;
 
@@ -69,15 +70,9 @@ pub(crate) trait WireFormat: Sync {
     /// Reads a request. Nothing that a model might be shown is skipped: what can't be read becomes an unread part.
     fn decode(&self, target: &Uri, body: &[u8]) -> Result<Request, Error>;
 
-    /// Puts new text in place of parts of the conversation, and leaves every other byte as the caller sent it.
-    fn rewrite(&self, _body: &Bytes, _edits: &[Edit]) -> Result<Bytes, Error> {
-        Err(Error::CantEdit { format: self.name() })
-    }
-
-    /// Adds a note to the operator's instructions.
-    fn annotate(&self, _body: &Bytes, _note: &str) -> Result<Bytes, Error> {
-        Err(Error::CantEdit { format: self.name() })
-    }
+    /// The request with a note at the operator's instructions, and every other byte as the caller sent it; see
+    /// [`edit::annotate`], which checks it.
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error>;
 
     /// Writes an answer of our own.
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer>;

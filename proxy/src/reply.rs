@@ -66,10 +66,6 @@ pub(crate) enum Error {
          passed on"
     )]
     CantRewrite { message: usize, part: usize },
-    #[error(
-        "a policy's changes can't be written into requests of the format {format}, so it is not passed on"
-    )]
-    CantEdit { format: &'static str },
     #[error("the policy adds to the request what it has no place for, so it is not passed on")]
     CantAnnotate,
     #[error(
@@ -149,7 +145,6 @@ impl Error {
             Self::PolicyOverloaded => (S::SERVICE_UNAVAILABLE, "policy_overloaded", Retry::Later),
             Self::Policy(_) | Self::PolicyPanicked => (S::FORBIDDEN, "policy_failed", Retry::Never),
             Self::CantRewrite { .. } => (S::FORBIDDEN, "rewrite_failed", Retry::Never),
-            Self::CantEdit { .. } => (S::FORBIDDEN, "edit_unsupported", Retry::Never),
             Self::CantAnnotate => (S::FORBIDDEN, "annotate_failed", Retry::Never),
             Self::NoUpstream { .. } => (S::FORBIDDEN, "no_such_upstream", Retry::Never),
             Self::Audit => (S::SERVICE_UNAVAILABLE, "audit_unavailable", Retry::Later),

@@ -3,6 +3,7 @@
 mod decide;
 mod early;
 mod examine;
+mod facts;
 mod replied;
 mod route;
 
@@ -101,7 +102,7 @@ impl Proxy {
         let cache = config.cache.as_ref().map(Cache::new);
         let policies = Policies::new(policies, &config);
         Self {
-            gate: Gate::new(config.guard.deadline),
+            gate: Gate::new(guard.clone(), config.guard.deadline),
             config,
             guard,
             policies: ArcSwap::from_pointee(policies),
@@ -361,12 +362,14 @@ impl Proxy {
                     }
                     Decision::Allow => Disposition::Allow,
                     Decision::Rewrite { edits } => {
-                        let body = format.rewrite(body, edits).map_err(|error| denied(exit, error))?;
+                        let body = api::edit::rewrite(*format, &head.uri, body, edits);
+                        let body = body.map_err(|error| denied(exit, error))?;
                         outgoing = Outgoing::new(Sent::Read(body), outgoing.upstream);
                         Disposition::Rewrite
                     }
                     Decision::Annotate { text } => {
-                        let body = format.annotate(body, text).map_err(|error| denied(exit, error))?;
+                        let body = api::edit::annotate(*format, &head.uri, body, text);
+                        let body = body.map_err(|error| denied(exit, error))?;
                         outgoing = Outgoing::new(Sent::Read(body), outgoing.upstream);
                         Disposition::Annotate
                     }

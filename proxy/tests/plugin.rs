@@ -85,6 +85,47 @@ ok      right
 }
 
 #[test]
+fn cases_may_be_yaml() {
+    let home = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "component: {:?}
+config:
+  threshold: 0.5
+  hazards: {{ self-harm: 0.2 }}
+case:
+  - name: the hazard's own threshold
+    evidence: {{ score: 0.3, hazard: self-harm }}
+    expect: {{ decision: refuse, reason: score 0.300 at or above 0.2 }}
+  - name: a configuration of its own
+    config: {{ threshold: 0.2 }}
+    request: {{ user: hi, languages: [en] }}
+    evidence: {{ score: 0.3 }}
+    expect:
+      decision: refuse
+      contains: [\"can't\"]
+",
+        built("thresholds")
+    );
+    fs::write(home.path().join("cases.yaml"), yaml).unwrap();
+    let out = forethought(home.path(), &["plugin", "test", "."]);
+    assert!(
+        text(&out.stdout).ends_with("2 passed, 0 failed\n"),
+        "{}{}",
+        text(&out.stdout),
+        text(&out.stderr)
+    );
+
+    // Of two files one would silently not be run.
+    fs::write(home.path().join("cases.toml"), "case = []").unwrap();
+    let out = forethought(home.path(), &["plugin", "test", "."]);
+    assert!(text(&out.stderr).contains("both hold cases"), "{}", text(&out.stderr));
+    fs::remove_file(home.path().join("cases.toml")).unwrap();
+    fs::write(home.path().join("cases.yaml"), "case:\n  - name: x\n    evidense: {}").unwrap();
+    let out = forethought(home.path(), &["plugin", "test", "."]);
+    assert!(text(&out.stderr).contains("evidense"), "{}", text(&out.stderr));
+}
+
+#[test]
 fn check_shows_what_a_plugin_is() {
     let home = tempfile::tempdir().unwrap();
     let file = built("allowlist");

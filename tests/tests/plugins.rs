@@ -14,7 +14,7 @@ use std::{
 
 use forethought_core::evidence::{Evidence, Hazard};
 use forethought_proxy::policies::Reloader;
-use forethought_tests::{Client, FakeGuard, FakeUpstream, TestProxy, chat, evidence, json_headers};
+use forethought_tests::{Client, FORMATS, FakeGuard, FakeUpstream, TestProxy, chat, evidence, json_headers};
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -51,6 +51,34 @@ async fn send(client: &Client, body: &Value, headers: &[(&'static str, &str)]) -
 
 fn content(reply: &forethought_tests::Reply) -> String {
     reply.json()["choices"][0]["message"]["content"].as_str().unwrap_or_default().to_owned()
+}
+
+#[tokio::test]
+async fn every_format_is_rewritten_and_annotated() {
+    let upstream = FakeUpstream::answering("{\"choices\": []}").await;
+    for (sample_of, score, decision) in [("pii_redact", 0.0, "rewrite"), ("annotate", 0.3, "annotate")] {
+        let proxy =
+            TestProxy::start(&FakeGuard::scoring(score), &upstream.url(), &plugin(sample(sample_of), ""))
+                .await;
+        for format in FORMATS {
+            let body = |text: &str| {
+                let mut body = format.ask(text, false);
+                body["seed"] = json!(1.5);
+                body.to_string()
+            };
+            let asked = body("Write to jane@mail.example.com, please.");
+            let reply = proxy.client().send(Method::POST, format.path, json_headers(), asked.clone()).await;
+            assert_eq!(reply.header("x-forethought-decision"), decision, "{}: {}", format.name, reply.code());
+            let sent = String::from_utf8(upstream.seen().last().unwrap().body.to_vec()).unwrap();
+            if decision == "rewrite" {
+                assert_eq!(sent, body("Write to [EMAIL], please."), "{}", format.name);
+            } else {
+                assert!(sent.contains("Someone would be hurt."), "{}: {sent}", format.name);
+                assert!(sent.contains("please.") && sent.contains("\"seed\":1.5"), "{}: {sent}", format.name);
+            }
+        }
+        assert!(proxy.records().await.iter().all(|record| record["decision"] == decision));
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,13 @@
 //! The guard in this process: a small reasoning model that thinks before it judges.
 
-use std::{path::Path, sync::Arc, time::Instant};
+use std::{
+    path::Path,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
-    Event, Examination, Guard, GuardError, Mode, Options,
+    Event, Examination, Guard, GuardError, Mode, Options, TracedProbes,
     bundle::{AdapterError, Band, Bundle, BundleError},
     examine::ExamineTask,
     probes::ProbeSet,
@@ -323,5 +327,15 @@ impl Guard for LocalGuard {
 
     fn load(&self) -> Load {
         self.engine.load()
+    }
+
+    fn trace_probes(
+        &self,
+        conversation: Arc<Conversation>,
+        deadline: Option<Duration>,
+    ) -> Option<TracedProbes> {
+        let probes: Vec<String> = self.probes().map(|probe| probe.name.clone()).collect();
+        let options = Options { mode: Mode::Probe, deadline };
+        (!probes.is_empty()).then(|| TracedProbes { probes, examination: self.trace(conversation, options) })
     }
 }

@@ -5,14 +5,15 @@
 
 mod answer;
 
+use bytes::Bytes;
 use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
-    fields, json,
+    edit, fields, json,
     text::{plain, push, rest, said, unknown, unread},
 };
 use crate::reply::Error;
@@ -58,6 +59,10 @@ impl WireFormat for AnthropicMessages {
             include_usage: true,
             choices: 1,
         })
+    }
+
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        edit::note_at(body, note, &["system"], &json!({"type": "text", "text": note}), &json!(note))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

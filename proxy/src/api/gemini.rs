@@ -5,14 +5,17 @@
 
 mod answer;
 
+use bytes::Bytes;
 use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
+    edit::{self, joined as behind, member},
     fields, json,
+    splice::{members, replaced, value},
     tail::ListTail,
     text::{is_payload, joined, plain, prose_entry, push, rest, unknown, unread},
     written,
@@ -46,6 +49,8 @@ const READ: &[&str] = &[
     "systemInstruction",
     "system_instruction",
 ];
+/// Where operator text stands.
+const OPERATOR: &[&str] = &["systemInstruction", "system_instruction"];
 const HELD: &[&str] = &["cachedContent", "cached_content"];
 const CONTENT: &[&str] = &["parts", "role"];
 const PART: &[&str] = &[
@@ -109,8 +114,8 @@ impl WireFormat for Gemini {
         let turns = fields::array(&top, "contents")?;
         let mut messages: Vec<Message> = fields::settings(&top, &[READ], HELD).into_iter().collect();
         let settings = !messages.is_empty();
-        for key in ["systemInstruction", "system_instruction"] {
-            match top.get(key) {
+        for key in OPERATOR {
+            match top.get(*key) {
                 None | Some(Value::Null) => {}
                 Some(Value::String(text)) => messages.push(Message::text(Role::System, text)),
                 Some(value) => {
@@ -137,6 +142,31 @@ impl WireFormat for Gemini {
             include_usage: true,
             choices: fields::choices(count, "generationConfig.candidateCount")?,
         })
+    }
+
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        let item = json!({"text": note});
+        let top = value(body, 0).and_then(|top| members(body, &top)).unwrap_or_default();
+        let object =
+            top.iter().find(|(key, span)| OPERATOR.contains(&key.as_str()) && body[span.start] == b'{');
+        let Some((_, span)) = object else {
+            return edit::note_at(body, note, OPERATOR, &item, &json!({"parts": [item]}));
+        };
+        let change = match member(body, span, "parts") {
+            // One part may stand without an array.
+            Some(parts) if body[parts.start] == b'{' => {
+                let part = String::from_utf8_lossy(&body[parts.clone()]);
+                Some((parts.clone(), format!("[{part},{item}]")))
+            }
+            Some(parts) => behind(body, &parts, note, &item),
+            None => {
+                let comma =
+                    if members(body, span).is_some_and(|fields| fields.is_empty()) { "" } else { "," };
+                let start = span.start + 1; // behind its opening bracket
+                Some((start..start, format!("\"parts\":[{item}]{comma}")))
+            }
+        };
+        Ok(replaced(body, vec![change.ok_or(Error::CantAnnotate)?]))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

@@ -2,6 +2,7 @@
 
 pub(super) mod answer;
 
+use bytes::Bytes;
 use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
 use serde_json::{Map, Value};
@@ -9,7 +10,7 @@ use serde_json::{Map, Value};
 use super::{
     Channel, Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
-    fields, json,
+    edit, fields, json,
     tail::ListTail,
     text::{plain, push, rest, said, text_or_prose, unread},
     written,
@@ -66,6 +67,10 @@ impl WireFormat for OllamaChat {
             messages.extend(turn(fields::object(value, &at)?, &at)?);
         }
         request(&top, messages, settings)
+    }
+
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        edit::note_in_messages(body, note, &Value::from(note))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

@@ -2,6 +2,7 @@
 //!
 //! A template of the caller's own is shown to the model, so it is read. Images, and a context in token ids, can't be.
 
+use bytes::Bytes;
 use forethought_core::conversation::{Message, Part, Role};
 use http::Uri;
 use serde_json::Value;
@@ -9,8 +10,10 @@ use serde_json::Value;
 use super::{
     Envelope, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
+    edit::{self, member},
     fields,
     ollama_chat::{PARAMETERS, answer::Writer, images, ollama_written, request},
+    splice::value,
     tail::ListTail,
     text::unread,
 };
@@ -53,6 +56,18 @@ impl WireFormat for OllamaGenerate {
             messages.push(Message { role: Role::User, parts });
         }
         request(&top, messages, settings)
+    }
+
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        // A template of the caller's own may have no place for operator text.
+        let asks = |key: &str, no: &[&[u8]]| {
+            let span = value(body, 0).and_then(|top| member(body, &top, key));
+            span.is_some_and(|span| !no.contains(&&body[span]))
+        };
+        if asks("raw", &[b"false", b"null"]) || asks("template", &[b"\"\"", b"null"]) {
+            return Err(Error::CantAnnotate);
+        }
+        edit::note_at(body, note, &["system"], &Value::from(note), &Value::from(note))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

@@ -6,22 +6,18 @@
 //! this version has never heard of are read too; they stand first, as operator text.
 
 pub(super) mod answer;
-mod edit;
 #[cfg(test)]
 mod tests;
 
 use bytes::Bytes;
-use forethought_core::{
-    conversation::{Conversation, Message, Part, Role},
-    policy::Edit,
-};
+use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
-    fields, json,
+    edit, fields, json,
     tail::ListTail,
     text::{is_payload, is_word, joined, prose_entry, text_or_prose, unread},
     written,
@@ -44,12 +40,8 @@ impl WireFormat for OpenAiChat {
         decode(body)
     }
 
-    fn rewrite(&self, body: &Bytes, edits: &[Edit]) -> Result<Bytes, Error> {
-        edit::rewrite(body, edits)
-    }
-
-    fn annotate(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
-        edit::annotate(body, note)
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        edit::note_in_messages(body, note, &json!({"type": "text", "text": note}))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

@@ -2,6 +2,7 @@
 //!
 //! Every prompt is read, and so is the text that is to follow the gap (`suffix`). Prompts in token ids can't be read.
 
+use bytes::Bytes;
 use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
 use serde_json::{Map, Value, json};
@@ -9,8 +10,10 @@ use serde_json::{Map, Value, json};
 use super::{
     Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::{Answer, End, Usage},
+    edit::member,
     fields,
     openai_chat::answer::{finish_reason, usage},
+    splice::{items, quoted, replaced, string, value},
     tail::ListTail,
     text::unread,
     written,
@@ -64,6 +67,19 @@ impl WireFormat for OpenAiCompletions {
             include_usage: top.get("stream_options").is_some_and(|options| options["include_usage"] == true),
             choices,
         })
+    }
+
+    /// There is no operator text: the note stands before every prompt.
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        let prompts =
+            value(body, 0).and_then(|top| member(body, &top, "prompt")).ok_or(Error::CantAnnotate)?;
+        let prompts = items(body, &prompts).unwrap_or_else(|| vec![prompts]);
+        let noted = |span| {
+            let text = string(body, &span)?;
+            Some((span, quoted(&format!("{note}\n\n{text}"))))
+        };
+        let changes: Option<Vec<_>> = prompts.into_iter().map(noted).collect();
+        Ok(replaced(body, changes.filter(|changes| !changes.is_empty()).ok_or(Error::CantAnnotate)?))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

@@ -5,14 +5,15 @@
 
 mod answer;
 
+use bytes::Bytes;
 use forethought_core::conversation::{Conversation, Message, Part, Role};
 use http::Uri;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::{
     Envelope, Framing, Parameters, Piece, Request, Tail, Voice, WireFormat,
     answer::Answer,
-    fields, json,
+    edit, fields, json,
     text::{is_word, joined, plain, prose_entry, push, rest, said, unknown, unread},
 };
 use crate::reply::Error;
@@ -103,6 +104,11 @@ impl WireFormat for OpenAiResponses {
             include_usage: true,
             choices: 1,
         })
+    }
+
+    fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error> {
+        let item = json!({"type": "message", "role": "developer", "content": note});
+        edit::note_at(body, note, &["instructions"], &item, &json!(note))
     }
 
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer> {

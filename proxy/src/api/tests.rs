@@ -38,7 +38,7 @@ pub(super) fn shown(conversation: &Conversation) -> Vec<String> {
 }
 
 /// A path of each format, and a request of one user message.
-pub(super) fn samples() -> [(&'static str, Value); 7] {
+pub(crate) fn samples() -> [(&'static str, Value); 7] {
     let messages = json!([{"role": "user", "content": "hi there"}]);
     [
         ("/v1/chat/completions", json!({"model": "m", "messages": messages})),

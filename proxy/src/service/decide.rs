@@ -6,11 +6,13 @@ use std::{sync::Arc, thread, time::Duration};
 use forethought_core::{
     conversation::Conversation,
     evidence::Evidence,
-    policy::{Case, RequestFacts, Ruling},
+    guard::Guard,
+    policy::{Case, LazyFacts, RequestFacts, Ruling},
 };
 use http::{HeaderMap, HeaderName, header};
 use tokio::{sync::Semaphore, time::timeout};
 
+use super::facts::Facts;
 use crate::{policies::Policies, reply::Error};
 
 /// Most languages and bytes that are kept of `accept-language`.
@@ -19,15 +21,17 @@ const LANGUAGES: (usize, usize) = (8, 35);
 /// Places for requests that are being decided.
 #[derive(Clone)]
 pub(crate) struct Gate {
+    /// What policies may ask for more.
+    guard: Arc<dyn Guard>,
     places: Arc<Semaphore>,
     /// How long a request waits for one.
     patience: Duration,
 }
 
 impl Gate {
-    pub(super) fn new(patience: Duration) -> Self {
+    pub(super) fn new(guard: Arc<dyn Guard>, patience: Duration) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        Self { places: Arc::new(Semaphore::new((2 * cores).max(4))), patience }
+        Self { guard, places: Arc::new(Semaphore::new((2 * cores).max(4))), patience }
     }
 
     /// The chain's decision. Gives the evidence back.
@@ -39,9 +43,11 @@ impl Gate {
         evidence: Evidence,
     ) -> Result<(Ruling, Evidence), Error> {
         let quick = policies.chain.versions().is_empty();
+        let lazy = (!quick)
+            .then(|| Arc::new(Facts::new(self.guard.clone(), conversation.clone())) as Arc<dyn LazyFacts>);
         let decide = move || {
             let (facts, conversation) = (&facts, &*conversation);
-            let case = Case { facts, conversation, evidence: &evidence, lazy: None };
+            let case = Case { facts, conversation, evidence: &evidence, lazy: lazy.as_ref() };
             let ruling = policies.chain.decide(&case);
             (ruling, evidence)
         };

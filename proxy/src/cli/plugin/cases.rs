@@ -1,4 +1,4 @@
-//! The cases of `forethought plugin test`: what is written in `cases.toml`.
+//! The cases of `forethought plugin test`: what is written in `cases.toml` or `cases.yaml`.
 
 use forethought_core::{
     conversation::{Conversation, Message, Part, Role},
@@ -6,7 +6,7 @@ use forethought_core::{
     policy::{Decision, Opinion, RequestFacts, Said},
 };
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::cli::say_plainly;
 
@@ -20,7 +20,7 @@ pub(super) struct Cases {
     #[serde(default)]
     pub(super) grants: Vec<String>,
     /// Its configuration, for cases without one of their own.
-    pub(super) config: Option<toml::Table>,
+    pub(super) config: Option<Map<String, Value>>,
     pub(super) case: Vec<TestCase>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct Cases {
 #[serde(deny_unknown_fields)]
 pub(super) struct TestCase {
     pub(super) name: String,
-    pub(super) config: Option<toml::Table>,
+    pub(super) config: Option<Map<String, Value>>,
     #[serde(default)]
     pub(super) request: TestRequest,
     pub(super) evidence: TestEvidence,

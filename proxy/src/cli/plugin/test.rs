@@ -20,13 +20,15 @@ use super::{
 };
 use crate::{cli::FAILED, policies::engine};
 
+/// What a folder's cases may be called.
+const NAMES: [&str; 3] = ["cases.toml", "cases.yaml", "cases.yml"];
 const GOOD: Style = AnsiColor::Green.on_default();
 const BAD: Style = AnsiColor::Red.on_default().bold();
 
 /// Flags of `forethought plugin test`.
 #[derive(Args, Clone, Debug)]
 pub(super) struct TestArgs {
-    /// A folder with `cases.toml`, or a file of that kind
+    /// A folder with `cases.toml` or `cases.yaml`, or a file of that kind
     #[arg(value_name = "DIR")]
     path: PathBuf,
     /// The plugin's file, in place of the one that the cases name
@@ -35,9 +37,8 @@ pub(super) struct TestArgs {
 }
 
 pub(super) fn run(args: &TestArgs) -> Result<ExitCode> {
-    let file = if args.path.is_dir() { args.path.join("cases.toml") } else { args.path.clone() };
-    let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
-    let cases: Cases = toml::from_str(&text).with_context(|| format!("{} is not right", file.display()))?;
+    let file = if args.path.is_dir() { find(&args.path)? } else { args.path.clone() };
+    let cases = read(&file)?;
     let component = match (&args.component, &cases.component) {
         (Some(own), _) => own.clone(),
         (None, Some(named)) => file.parent().unwrap_or(Path::new("")).join(named),
@@ -49,6 +50,30 @@ pub(super) fn run(args: &TestArgs) -> Result<ExitCode> {
     Ok(if failed == 0 && passed > 0 { ExitCode::SUCCESS } else { FAILED.into() })
 }
 
+/// The cases of a folder. Two files are an error: one of them would silently not be run.
+fn find(folder: &Path) -> Result<PathBuf> {
+    let mut found = NAMES.iter().map(|name| folder.join(name)).filter(|file| file.exists());
+    match (found.next(), found.next()) {
+        (Some(file), None) => Ok(file),
+        (None, _) => bail!("{} has none of {}", folder.display(), NAMES.join(", ")),
+        (Some(one), Some(other)) => {
+            bail!("{} and {} both hold cases: name one, or delete it", one.display(), other.display())
+        }
+    }
+}
+
+/// Reads cases in TOML, or, by the file's name, in YAML.
+fn read(file: &Path) -> Result<Cases> {
+    let text = fs::read_to_string(file).with_context(|| format!("can't read {}", file.display()))?;
+    let yaml = file.extension().is_some_and(|kind| kind == "yaml" || kind == "yml");
+    let cases = if yaml {
+        serde_saphyr::from_str(&text).map_err(anyhow::Error::from)
+    } else {
+        toml::from_str(&text).map_err(anyhow::Error::from)
+    };
+    cases.with_context(|| format!("{} is not right", file.display()))
+}
+
 /// Runs all cases and says how each went; how many passed and failed.
 fn run_all(cases: &Cases, component: &Path, out: &mut dyn io::Write) -> Result<(usize, usize)> {
     let bytes = fs::read(component)
@@ -58,9 +83,9 @@ fn run_all(cases: &Cases, component: &Path, out: &mut dyn io::Write) -> Result<(
     let (mut passed, mut failed) = (0, 0);
     for case in &cases.case {
         let config = case.config.as_ref().or(cases.config.as_ref()).cloned().unwrap_or_default();
-        let plugin = loaded.entry(config.to_string()).or_insert_with(|| {
+        let plugin = loaded.entry(Value::from(config.clone()).to_string()).or_insert_with(|| {
             let options = PluginOptions {
-                config: serde_json::to_value(&config).map_err(|error| error.to_string())?,
+                config: config.into(),
                 grants: grants(&cases.grants).map_err(|error| error.to_string())?,
                 ..PluginOptions::default()
             };
