@@ -59,6 +59,15 @@ impl Default for PluginOptions {
     }
 }
 
+/// Longest name or version of a plugin, in bytes.
+const LABEL: usize = 64;
+
+/// Names and versions stand in logs, headers and audit records.
+fn is_label(word: &str) -> bool {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.+".contains(&byte);
+    (1..=LABEL).contains(&word.len()) && word.bytes().all(fits)
+}
+
 /// What a plugin says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
@@ -181,6 +190,13 @@ impl Plugin {
         let start = |failure| LoadError::Init { path: path.to_owned(), failure };
         let (instance, manifest) =
             isolated(|| plugin.instance(Instant::now() + LOAD_TIME, LOAD_TIME)).map_err(start)?;
+        for (what, word) in [("name", &manifest.name), ("version", &manifest.version)] {
+            if !is_label(word) {
+                return Err(wrong(format!(
+                    "its {what} must be 1 to {LABEL} letters, digits, and `-`, `_`, `.` or `+` (what `init` returns)"
+                )));
+            }
+        }
         plugin.name = plugin.options.name.clone().unwrap_or_else(|| manifest.name.clone());
         plugin.manifest = manifest;
         plugin.keep(instance);

@@ -14,6 +14,8 @@ pub mod guards;
 pub mod log;
 pub mod metrics;
 pub mod policies;
+#[cfg(any(test, fuzzing))]
+pub mod properties;
 mod reply;
 mod response;
 pub mod server;

@@ -1,7 +1,7 @@
 //! The response guard: the same guard reads what the upstream answers, before the caller does.
 
-mod frames;
-mod window;
+pub(crate) mod frames;
+pub(crate) mod window;
 
 use std::{
     pin::pin,
