@@ -241,7 +241,8 @@ impl Metrics {
         if let Some(total) = seconds(timings.total_ms) {
             self.duration.with_label_values(&[route, decision]).observe(total);
         }
-        let guard = timings.guard.as_ref();
+        // What came from the cache took the guard no time.
+        let guard = timings.guard.as_ref().filter(|timings| timings.total_ms > 0.0);
         let stages = [
             ("body", timings.body_ms),
             ("guard", timings.guard_ms),
