@@ -5,6 +5,7 @@
 # interruption: runs go on from their last checkpoint, and a step that is done is not done again.
 #   REMAKE=1   also writes own.jsonl and own-new.jsonl again, which the second and third run learn from
 #   STEPS=N    cuts each run short, to try the script out
+#   PROBE_FLAGS="--score NAME=FILE"    also scores the probes on sets of your own
 set -euo pipefail
 
 bin=${CARGO_TARGET_DIR:-target}/release
@@ -37,8 +38,8 @@ score() {
 
 # What the guard of run $1 writes about rows (standard input) that it has not learnt; $2 is the file for it.
 own() {
-    [ "${REMAKE:-0}" = 1 ] && [ ! -e "runs/$1/own.done" ] || return 0
     cat > "runs/$1/strangers.jsonl"
+    [ "${REMAKE:-0}" = 1 ] && [ ! -e "runs/$1/own.done" ] || return 0
     bundle "$1" "runs/$1/export"
     score "runs/$1/export/bundle" "runs/$1/strangers.results.jsonl" "runs/$1/strangers.jsonl"
     "$bin/forethought-trainer" data adopt --rows "runs/$1/strangers.jsonl" \
@@ -48,7 +49,7 @@ own() {
 
 tune half
 # The blocks of 50 that half.toml left out. Every tenth row of all files but the first is held back from training for good.
-awk 'FNR == 1 { kept = 0 } (FILENAME ~ /train/ || FNR % 10) && int(kept++ / 50) % 2' \
+awk 'FNR == 1 { kept = 0 } FILENAME ~ /train/ || FNR % 10 { if (int(kept / 50) % 2) print; kept += 1 }' \
     "$data"/{train,extra,wide}.jsonl | own half own.jsonl
 tune second
 awk 'FNR % 10' "$data"/{long,blunt,ordinary}.jsonl | own second own-new.jsonl
@@ -61,7 +62,8 @@ if [ ! -e runs/calibrated ]; then
     touch runs/calibrated
 fi
 if [ ! -e runs/probed ]; then
-    "$bin/forethought-trainer" probe --config "$recipes/probes.toml" --bundle runs/bundle --out runs/probes
+    "$bin/forethought-trainer" probe --config "$recipes/probes.toml" --bundle runs/bundle --out runs/probes \
+        ${PROBE_FLAGS:-}
     mkdir -p runs/bundle/probes
     for probe in last-19 mean-8-mlp last-30; do
         cp "runs/probes/probes/$probe.onnx" runs/bundle/probes/
