@@ -1,5 +1,5 @@
-//! What must hold for any input, whoever makes it up. The tests here draw inputs of the right shape at random; the fuzzers in
-//! `tests/fuzz` try any bytes.
+//! What must hold for any input, whoever makes it up. The tests here draw inputs of the right shape at random; the functions
+//! are public for fuzzers, which set `cfg(fuzzing)` and try any bytes.
 //!
 //! Every function panics where its property does not hold.
 
