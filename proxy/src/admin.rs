@@ -1,4 +1,5 @@
-//! The listener for those who operate the proxy, apart from the one that callers use: `/metrics`, `/healthz`, `/readyz`.
+//! The listener for those who operate the proxy, apart from the one that callers use: `/metrics`, `/healthz`, `/readyz`, and
+//! `/reload`.
 //!
 //! It listens before the models are loaded, so that a probe sees a proxy that is starting. Where there is a token, all but
 //! the two health paths ask for it; those tell in a word, and tell the rest to whoever has the token.
@@ -21,7 +22,7 @@ use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
 use tracing::{debug, warn};
 
-use crate::{Body, Proxy, config::AdminConfig, metrics, reply};
+use crate::{Body, Proxy, Reloader, config::AdminConfig, metrics, reply};
 
 /// Connections served at once: a few scrapers and probes.
 const CONNECTIONS: usize = 64;
@@ -35,17 +36,22 @@ pub struct Admin {
     config: AdminConfig,
     /// Empty until the models are loaded.
     proxy: OnceLock<Arc<Proxy>>,
+    /// Empty until then, too, and where nothing can be reloaded.
+    reloader: OnceLock<Reloader>,
 }
 
 impl Admin {
     /// The operators' side of a proxy that is still to come.
     pub fn new(config: AdminConfig) -> Arc<Self> {
-        Arc::new(Self { config, proxy: OnceLock::new() })
+        Arc::new(Self { config, proxy: OnceLock::new(), reloader: OnceLock::new() })
     }
 
-    /// The proxy is made; a second one is not looked at.
-    pub fn started(&self, proxy: Arc<Proxy>) {
+    /// The proxy is made, and what reloads it; a second one is not looked at.
+    pub fn started(&self, proxy: Arc<Proxy>, reloader: Option<Reloader>) {
         let _ = self.proxy.set(proxy);
+        if let Some(reloader) = reloader {
+            let _ = self.reloader.set(reloader);
+        }
     }
 
     /// Serves HTTP/1.1 and HTTP/2 until it is dropped.
@@ -66,7 +72,7 @@ impl Admin {
             tokio::spawn(async move {
                 let service = service_fn(|request: Request<Incoming>| {
                     let admin = admin.clone();
-                    async move { Ok::<_, Infallible>(admin.answer(&request)) }
+                    async move { Ok::<_, Infallible>(admin.answer(&request).await) }
                 });
                 let mut builder = auto::Builder::new(TokioExecutor::new());
                 builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
@@ -79,7 +85,7 @@ impl Admin {
         }
     }
 
-    fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
+    async fn answer(&self, request: &Request<Incoming>) -> Response<Body> {
         let trusted = self.config.token.is_none() || self.has_token(request.headers());
         let reads = matches!(*request.method(), Method::GET | Method::HEAD);
         match request.uri().path() {
@@ -87,10 +93,12 @@ impl Admin {
             "/readyz" if reads => self.readyz(trusted),
             _ if !trusted => unauthorized(),
             "/metrics" if reads => self.metrics(),
+            "/reload" if *request.method() == Method::POST => self.reload().await,
+            "/reload" => error(StatusCode::METHOD_NOT_ALLOWED, "this path is asked with POST"),
             "/healthz" | "/readyz" | "/metrics" => {
                 error(StatusCode::METHOD_NOT_ALLOWED, "this path is read with GET")
             }
-            _ => error(StatusCode::NOT_FOUND, "there are /metrics, /healthz and /readyz"),
+            _ => error(StatusCode::NOT_FOUND, "there are /metrics, /healthz, /readyz and /reload"),
         }
     }
 
@@ -112,6 +120,24 @@ impl Admin {
             body["checks"] = checks;
         }
         no_store(reply::json(status, &body))
+    }
+
+    /// As SIGHUP does; says what came of it.
+    async fn reload(&self) -> Response<Body> {
+        let Some(reloader) = self.reloader.get() else {
+            return error(StatusCode::SERVICE_UNAVAILABLE, "nothing can be reloaded yet");
+        };
+        match reloader.reload().await {
+            Ok(done) => no_store(reply::json(
+                StatusCode::OK,
+                &json!({
+                    "config_sha256": &*done.config_sha256,
+                    "guard": done.guard,
+                    "at_next_start": done.at_next_start,
+                }),
+            )),
+            Err(problem) => error(StatusCode::UNPROCESSABLE_ENTITY, &problem.to_string()),
+        }
     }
 
     fn metrics(&self) -> Response<Body> {

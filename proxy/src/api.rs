@@ -28,6 +28,7 @@ mod written;
 use bytes::Bytes;
 use forethought_core::conversation::Conversation;
 use http::Uri;
+use serde::Deserialize;
 use serde_json::Value;
 
 use self::answer::{Answer, Envelope};
@@ -73,6 +74,17 @@ pub(crate) trait WireFormat: Sync {
     /// The request with a note at the operator's instructions, and every other byte as the caller sent it; see
     /// [`edit::annotate`], which checks it.
     fn noted(&self, body: &Bytes, note: &str) -> Result<Bytes, Error>;
+
+    /// The model that is asked for, read without the rest.
+    fn model(&self, _target: &Uri, body: &[u8]) -> Result<Option<String>, Error> {
+        #[derive(Deserialize)]
+        struct Asked {
+            model: Option<String>,
+        }
+        // A key that stands twice is an error here too.
+        let asked: Asked = serde_json::from_slice(body).map_err(Error::BadJson)?;
+        Ok(asked.model)
+    }
 
     /// Writes an answer of our own.
     fn answer(&self, envelope: Envelope) -> Box<dyn Answer>;

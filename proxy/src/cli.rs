@@ -11,6 +11,7 @@ pub mod config;
 pub mod demo;
 pub mod eval;
 mod html;
+pub mod key;
 pub mod model;
 pub mod models;
 pub mod plugin;
@@ -78,6 +79,11 @@ enum Command {
         #[command(subcommand)]
         command: ConfigCommand,
     },
+    /// Make keys for tenants
+    Key {
+        #[command(subcommand)]
+        command: key::KeyCommand,
+    },
     /// Fetch, list, check and remove models
     Model(model::ModelArgs),
     /// Make, check, test and time policy plugins
@@ -112,6 +118,7 @@ fn run(config: &ConfigArgs, command: Command) -> Result<ExitCode> {
         Command::Calibrate(args) => return calibrate::run(&args, config),
         Command::Bench(args) => bench::run(&args, config)?,
         Command::Config { command } => config::run(config, command, &mut io::stdout().lock())?,
+        Command::Key { command } => key::run(command, &mut io::stdin().lock(), &mut io::stdout().lock())?,
         Command::Model(args) => return model::run(args),
         Command::Plugin(args) => return plugin::run(&args, config),
         Command::Audit(args) => audit::run(&args, config, &mut anstream::stdout().lock())?,

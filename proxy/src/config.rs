@@ -8,6 +8,9 @@ mod check;
 mod layers;
 mod paths;
 mod raw;
+mod routes;
+mod tenants;
+mod tls;
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -26,11 +29,15 @@ pub use self::{
     layers::{Flag, Merged, Setting, Sources},
     paths::{PathRule, PathRules},
     raw::{
-        AuditPrompt, Device, FinishReason, LogFormat, Mode, OnAuditError, OnDisagreement, OnFailure,
-        OnUnread, Order, Raw, RawAdmin, RawAudit, RawCache, RawCascade, RawEmbedded, RawGuard, RawLimits,
-        RawLog, RawNamedUpstream, RawPaths, RawPlugin, RawPolicy, RawProbe, RawRefusal, RawRemote,
-        RawResponseGuard, RawTelemetry, RawUpstream, RefusalField, RemoteFallback, RemoteVerdict,
+        AuditPrompt, ClientAuth, Device, FinishReason, Http, LogFormat, Mode, OnAuditError, OnDisagreement,
+        OnFailure, OnUnread, Order, Raw, RawAdmin, RawAudit, RawCache, RawCascade, RawClientTls, RawEmbedded,
+        RawGuard, RawHealth, RawLimits, RawLog, RawNamedUpstream, RawPaths, RawPlugin, RawPolicy, RawProbe,
+        RawRefusal, RawRemote, RawResponseGuard, RawRoute, RawRouteGuard, RawRoutePolicy, RawRouteUpstream,
+        RawTelemetry, RawTenant, RawTls, RawUpstream, RefusalField, RemoteFallback, RemoteVerdict,
     },
+    routes::{DEFAULT_UPSTREAM, Glob, RouteConfig, RouteRules, Target},
+    tenants::{KeyHash, Rate, TenantConfig},
+    tls::{ClientTls, ServerTls},
 };
 use crate::upstream::BaseUrl;
 
@@ -38,13 +45,19 @@ use crate::upstream::BaseUrl;
 #[derive(Clone, Debug)]
 pub struct CheckedConfig {
     /// Where to listen.
-    pub listen: SocketAddr,
+    pub listen: Listen,
+    /// TLS for callers; `None` speaks plain HTTP.
+    pub tls: Option<ServerTls>,
     /// The listener for those who operate the proxy; `None` where there is none.
     pub admin: Option<AdminConfig>,
     /// Where allowed requests go.
     pub upstream: UpstreamConfig,
-    /// Other upstreams that policies may choose, by name.
+    /// Other upstreams that routes use and policies may choose, by name.
     pub upstreams: BTreeMap<String, UrlUpstream>,
+    /// What is done with which requests; at least one. The first that takes a request counts.
+    pub routes: Vec<RouteConfig>,
+    /// Who may ask, by name; without any, everybody may.
+    pub tenants: BTreeMap<String, TenantConfig>,
     /// The guard.
     pub guard: GuardConfig,
     /// What the guard found, kept; `None` where nothing is.
@@ -65,26 +78,52 @@ pub struct CheckedConfig {
     pub log: LogConfig,
     /// Where traces go; `None` where nothing is traced.
     pub telemetry: Option<TelemetryConfig>,
+    /// Files with keys and certificates that were read.
+    pub files: Vec<PathBuf>,
     /// sha256 of the configuration's values, hexadecimal; audit records name it.
     pub sha256: Arc<str>,
+    /// sha256 of what the guard is loaded from, hexadecimal.
+    pub guard_sha256: Arc<str>,
+    /// What a running server can't change: keys, and the sha256 of their values.
+    pub fixed: Vec<(&'static str, String)>,
     /// sha256 of the sections that say what is found and decided, hexadecimal.
     pub judging_sha256: Arc<str>,
 }
 
+/// Where to listen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// At a port.
+    Tcp(SocketAddr),
+    /// At a unix socket with this path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Listen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Where allowed requests go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum UpstreamConfig {
     /// To an OpenAI-compatible API.
-    Url(UrlUpstream),
+    Url(Box<UrlUpstream>),
     /// To a small model in process.
     Embedded(EmbeddedConfig),
 }
 
 /// An OpenAI-compatible API.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct UrlUpstream {
     /// Its base URL.
     pub base: BaseUrl,
+    /// A unix socket to connect to, in place of the URL's host and port.
+    pub socket: Option<PathBuf>,
     /// Its key, in place of the caller's.
     pub key: Option<Secret>,
     /// Time allowed for opening a connection.
@@ -93,6 +132,46 @@ pub struct UrlUpstream {
     pub response_timeout: Duration,
     /// Time allowed between two pieces of an answer.
     pub idle_timeout: Duration,
+    /// Time allowed from sending a request to the end of its answer.
+    pub total_timeout: Option<Duration>,
+    /// The version of HTTP.
+    pub http: Http,
+    /// TLS of an https URL.
+    pub tls: ClientTls,
+    /// When it counts as down.
+    pub health: HealthConfig,
+}
+
+/// When an upstream counts as down.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthConfig {
+    /// What is asked for now and then; `None` leaves it to the requests to tell.
+    pub path: Option<String>,
+    /// How often.
+    pub interval: Duration,
+    /// Time allowed for the answer.
+    pub timeout: Duration,
+    /// Failures in a row after which it is down.
+    pub fall: u32,
+    /// Good checks in a row after which it is up again.
+    pub rise: u32,
+    /// Time after which one that is down by its requests is tried again.
+    pub cooldown: Duration,
+}
+
+impl HealthConfig {
+    /// That of a model in process, which is never checked.
+    pub(crate) fn unchecked() -> Self {
+        let RawHealth { fall, rise, .. } = RawHealth::default();
+        Self {
+            path: None,
+            interval: Duration::MAX,
+            timeout: Duration::MAX,
+            fall,
+            rise,
+            cooldown: Duration::ZERO,
+        }
+    }
 }
 
 /// The small model that answers in process.
@@ -145,6 +224,8 @@ pub struct GuardConfig {
     pub runtime: RuntimeOptions,
     /// A guard on a server, in place of the one in this process.
     pub remote: Option<RemoteConfig>,
+    /// File with that server's key: another key asks for another guard.
+    pub key_file: Option<PathBuf>,
 }
 
 /// A probe beside the bundle's.
@@ -157,7 +238,7 @@ pub struct ProbeConfig {
 }
 
 /// What is done with what the guard finds.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct PolicyConfig {
     /// Whether decisions are acted on.
     pub mode: Mode,
@@ -282,6 +363,22 @@ pub struct LogConfig {
 }
 
 impl CheckedConfig {
+    /// The same with what differs for `route`.
+    pub(crate) fn for_route(&self, route: &RouteConfig) -> Self {
+        let mut own = self.clone();
+        (own.guard.mode, own.guard.deadline) = (route.guard_mode, route.guard_deadline);
+        own.policy = route.policy.clone();
+        own.judging_sha256 = route.judging_sha256.clone();
+        own.response_guard = route.response_guard;
+        own
+    }
+
+    /// Whether some route sends to the upstream of the section `upstream`.
+    pub fn uses_default_upstream(&self) -> bool {
+        let targets = self.routes.iter().flat_map(|route| &route.upstreams);
+        targets.into_iter().any(|target| target.name == DEFAULT_UPSTREAM)
+    }
+
     /// Reads, merges and checks all layers.
     ///
     /// # Errors
@@ -292,7 +389,7 @@ impl CheckedConfig {
 }
 
 /// A key that no log shows.
-#[derive(Clone)]
+#[derive(Clone, PartialEq)]
 pub struct Secret {
     plain: HeaderValue,
     bearer: HeaderValue,

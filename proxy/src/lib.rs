@@ -1,7 +1,7 @@
 //! The reverse proxy: a guard reads each request before the LLM does.
 //!
-//! [`Proxy`] is the whole of it: built from a checked configuration, a guard, a policy chain, an upstream and an audit
-//! log, then given a listener and a shutdown signal. The life of a request reads in `service.rs`, top to bottom.
+//! [`Proxy`] is the whole of it: built from a checked configuration, models and an audit log, then given a listener and a
+//! shutdown signal. The life of a request reads in `service.rs`, top to bottom.
 
 pub mod admin;
 mod api;
@@ -11,22 +11,32 @@ pub mod cli;
 mod client;
 pub mod config;
 pub mod guards;
+pub mod live;
 pub mod log;
 pub mod metrics;
 pub mod policies;
 #[cfg(any(test, fuzzing))]
 pub mod properties;
+pub mod reload;
 mod reply;
 mod response;
 pub mod server;
 mod service;
 pub mod telemetry;
+mod tenants;
 pub mod upstream;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
 
-pub use self::{audit::AuditLog, config::CheckedConfig, service::Proxy, upstream::Upstream};
+pub use self::{
+    audit::AuditLog,
+    config::CheckedConfig,
+    live::Models,
+    reload::Reloader,
+    service::Proxy,
+    upstream::{Upstream, UpstreamStatus},
+};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 

@@ -26,6 +26,18 @@ pub(crate) enum Error {
     PathDenied { method: Method, path: String },
     #[error("{path} can be read in more than one way, so it is not passed on: write the path plainly")]
     PathUnclear { path: String },
+    #[error(
+        "the request must show a key of this server, in `authorization` (after `Bearer`), `x-api-key` or `x-goog-api-key`"
+    )]
+    Unauthenticated,
+    #[error("this key's tenant may ask again in {} s (the setting `tenants.NAME.requests_per_minute`)", .after.as_secs_f64().ceil())]
+    RateLimited { after: Duration },
+    #[error(
+        "this key's tenant has as many requests under way as it may (the setting `tenants.NAME.concurrency`)"
+    )]
+    TooManyRunning,
+    #[error("no route takes this request (the setting `routes`)")]
+    NoRoute,
     #[error("the request's content type must be application/json, in UTF-8")]
     ContentType,
     #[error("the request's content encoding is not supported: send the body as it is")]
@@ -78,8 +90,8 @@ pub(crate) enum Error {
     Stopping,
     #[error("the upstream could not be reached")]
     UpstreamUnreachable,
-    #[error("the upstream did not answer within {} ms (the setting `upstream.response_timeout_ms`)", .after.as_millis())]
-    UpstreamTimeout { after: Duration },
+    #[error("the upstream did not answer within {} ms (its setting `{setting}`)", .after.as_millis())]
+    UpstreamTimeout { after: Duration, setting: &'static str },
     #[error("the upstream broke off before it answered")]
     UpstreamBroken,
     #[error(
@@ -101,6 +113,7 @@ enum Retry {
     /// As its own rules say.
     ByStatus,
     Later,
+    After(Duration),
     Never,
 }
 
@@ -119,6 +132,10 @@ impl Error {
         match self {
             Self::PathDenied { .. } => (S::FORBIDDEN, "path_denied", Retry::Never),
             Self::PathUnclear { .. } => (S::FORBIDDEN, "path_unclear", Retry::Never),
+            Self::Unauthenticated => (S::UNAUTHORIZED, "invalid_api_key", Retry::Never),
+            Self::RateLimited { after } => (S::TOO_MANY_REQUESTS, "rate_limited", Retry::After(*after)),
+            Self::TooManyRunning => (S::TOO_MANY_REQUESTS, "too_many_running", Retry::Later),
+            Self::NoRoute => (S::NOT_FOUND, "no_route", Retry::ByStatus),
             Self::ContentType => (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_type", Retry::ByStatus),
             Self::ContentEncoding => {
                 (S::UNSUPPORTED_MEDIA_TYPE, "unsupported_content_encoding", Retry::ByStatus)
@@ -175,6 +192,7 @@ impl Error {
         let (status, code, _) = self.map();
         let kind = match status {
             StatusCode::FORBIDDEN => "permission_error",
+            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
             _ => "invalid_request_error",
         };
@@ -192,10 +210,18 @@ impl Error {
     pub(crate) fn response(&self, voice: Voice) -> Response<Body> {
         let (status, _, retry) = self.map();
         let mut response = json(status, &voice.error(&self.body(voice.input)));
+        if status == StatusCode::UNAUTHORIZED {
+            let scheme = HeaderValue::from_static("Bearer");
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, scheme);
+        }
         match retry {
             Retry::ByStatus => {}
             Retry::Later => {
                 response.headers_mut().insert(header::RETRY_AFTER, RETRY_AFTER);
+            }
+            Retry::After(pause) => {
+                let seconds = pause.as_secs_f64().ceil() as u64;
+                response.headers_mut().insert(header::RETRY_AFTER, seconds.into());
             }
             Retry::Never => never_retry(&mut response),
         }

@@ -1,5 +1,7 @@
 //! Connections: accepting, bounding and draining them.
 
+mod listener;
+
 use std::{
     convert::Infallible,
     future::{Future, pending},
@@ -14,16 +16,22 @@ use std::{
 use hyper::service::service_fn;
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::{
+        conn::auto,
+        graceful::{GracefulShutdown, Watcher},
+    },
 };
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
+use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
+use self::listener::Accepted;
+pub use self::listener::Listener;
 use crate::Proxy;
 
 /// Time that streams of our own have for their last chunks once the drain time is over.
@@ -32,6 +40,11 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often a quiet HTTP/2 connection is asked whether it is still there.
 const PING: Duration = Duration::from_secs(30);
+
+/// A connection's two ways.
+pub(crate) trait Socket: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Socket for T {}
 
 /// Tells running requests that their time to end properly is over.
 #[derive(Clone)]
@@ -64,7 +77,7 @@ impl Cutoff {
 }
 
 impl Proxy {
-    /// Serves HTTP/1.1 and HTTP/2 (with prior knowledge) until `shutdown` ends. Then no connection is accepted any more,
+    /// Serves HTTP/1.1 and HTTP/2 (agreed on over TLS, with prior knowledge without) until `shutdown` ends. Then no connection is accepted any more,
     /// running requests have the drain time to end, and what still runs after it is cut: answers of our own with a
     /// proper last chunk, requests without an answer with status 503. All audit records are written before this returns.
     ///
@@ -72,11 +85,12 @@ impl Proxy {
     /// Never, once the listener listens: faults of single connections are logged.
     pub async fn serve(
         self: Arc<Self>,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let limits = &self.config.limits;
-        let permits = Arc::new(Semaphore::new(limits.connections.min(Semaphore::MAX_PERMITS)));
+        let most = self.live.load().config.limits.connections.min(Semaphore::MAX_PERMITS);
+        let permits = Arc::new(Semaphore::new(most));
+        let listener = listener.into();
         let graceful = GracefulShutdown::new();
         let mut connections = JoinSet::new();
         tokio::pin!(shutdown);
@@ -84,15 +98,22 @@ impl Proxy {
             let accepted = async {
                 // The semaphore is never closed.
                 let permit = permits.clone().acquire_owned().await.ok();
-                listener.accept().await.map(|(stream, _)| (stream, permit))
+                listener.accept().await.map(|accepted| (accepted, permit))
             };
             tokio::select! {
                 () = &mut shutdown => break,
                 accepted = accepted => match accepted {
-                    Ok((stream, permit)) => {
-                        let connection = self.clone().connection(stream, graceful.watcher());
+                    Ok((accepted, permit)) => {
+                        let (proxy, watcher) = (self.clone(), graceful.watcher());
                         connections.spawn(async move {
-                            connection.await;
+                            match accepted {
+                                Accepted::Tcp(stream) => {
+                                    let _ = stream.set_nodelay(true);
+                                    proxy.connection(stream, watcher).await;
+                                }
+                                #[cfg(unix)]
+                                Accepted::Unix(stream) => proxy.connection(stream, watcher).await,
+                            }
                             drop(permit);
                         });
                     }
@@ -107,16 +128,16 @@ impl Proxy {
         }
         drop(listener);
         self.stopping.store(true, Relaxed);
-        let running = limits.connections.min(Semaphore::MAX_PERMITS) - permits.available_permits();
+        let patience = self.live.load().config.limits.drain_timeout;
         info!(
-            connections = running,
+            connections = most - permits.available_permits(),
             "stopping: running requests have {} ms to end",
-            limits.drain_timeout.as_millis()
+            patience.as_millis()
         );
         let drained = graceful.shutdown();
         tokio::pin!(drained);
         let cutoff = Cutoff::new(&self.cut);
-        let in_time = timeout(limits.drain_timeout, cutoff.or(&mut drained)).await;
+        let in_time = timeout(patience, cutoff.or(&mut drained)).await;
         if !matches!(in_time, Ok(Some(()))) {
             warn!("requests still run after the drain time (`limits.drain_timeout_ms`); they are cut");
             self.hurry();
@@ -137,9 +158,23 @@ impl Proxy {
         self.cut.send_replace(true);
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, watcher: hyper_util::server::graceful::Watcher) {
-        let _ = stream.set_nodelay(true);
-        let head_timeout = self.config.limits.header_timeout;
+    /// Serves one connection, over TLS where the configuration in force says so.
+    async fn connection(self: Arc<Self>, stream: impl Socket + 'static, watcher: Watcher) {
+        let (tls, patience) = {
+            let config = &self.live.load().config;
+            (config.tls.clone(), config.limits.header_timeout)
+        };
+        let Some(tls) = tls else { return self.speak(stream, watcher).await };
+        match timeout(patience, TlsAcceptor::from(tls.config()).accept(stream)).await {
+            Ok(Ok(stream)) => self.speak(stream, watcher).await,
+            Ok(Err(error)) => debug!("a connection was not secured: {error}"),
+            Err(_) => debug!("a connection was not secured in time"),
+        }
+    }
+
+    /// Speaks HTTP over one connection.
+    async fn speak(self: Arc<Self>, stream: impl Socket + 'static, watcher: Watcher) {
+        let head_timeout = self.live.load().config.limits.header_timeout;
         let mut builder = auto::Builder::new(TokioExecutor::new());
         builder.http1().timer(TokioTimer::new()).header_read_timeout(head_timeout);
         builder.http2().timer(TokioTimer::new()).keep_alive_interval(PING);

@@ -1,14 +1,15 @@
 //! The life of a request.
 
+mod admit;
 mod decide;
 mod early;
 mod examine;
 mod facts;
+mod inbound;
+mod reading;
 mod replied;
-mod route;
 
 use std::{
-    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -21,13 +22,12 @@ use bytes::Bytes;
 use forethought_core::{
     conversation::Conversation,
     evidence::Evidence,
-    guard::{Guard, Load},
-    policy::{Decision, PolicyChain, RequestFacts, Ruling},
+    guard::Load,
+    policy::{Decision, RequestFacts, Ruling},
 };
 use http::{HeaderMap, Method, Request, Response, header, request};
-use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
-use tokio::{sync::watch, time::timeout};
+use hyper::body::Incoming;
+use tokio::sync::watch;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
 
@@ -35,7 +35,8 @@ pub(crate) use self::decide::Gate;
 use self::{
     decide::{languages, tenant},
     early::Outgoing,
-    route::{Route, route},
+    inbound::Inbound,
+    reading::{Reading, reading},
 };
 use crate::{
     Body,
@@ -43,30 +44,24 @@ use crate::{
     audit::{AuditLog, Disposition, Exit, Stage, Tracked},
     cache::Cache,
     config::{CheckedConfig, Mode, OnFailure, OnUnread, Order},
+    live::{BuildError, Lasting, Live, Models, Route},
     metrics::Metrics,
-    policies::Policies,
     reply::Error,
     server::Cutoff,
     telemetry::Telemetry,
-    upstream::{Sent, Upstream},
+    upstream::{Sent, UpstreamStatus},
 };
 
 /// A guarded reverse proxy.
 pub struct Proxy {
-    pub(crate) config: CheckedConfig,
-    guard: Arc<dyn Guard>,
     /// Swapped as a whole; a request keeps what it began with.
-    pub(crate) policies: ArcSwap<Policies>,
-    gate: Gate,
-    upstream: Upstream,
-    /// Other upstreams that policies may choose, by name.
-    others: BTreeMap<String, Upstream>,
+    pub(crate) live: ArcSwap<Live>,
+    /// What no reload swaps.
+    pub(crate) lasting: Lasting,
     pub(crate) audit: AuditLog,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) telemetry: Option<Telemetry>,
     pub(crate) stopping: AtomicBool,
-    /// What the guard found before; `None` where nothing is kept.
-    cache: Option<Cache>,
     /// Set to true when the time to end requests properly is over.
     pub(crate) cut: watch::Sender<bool>,
 }
@@ -84,47 +79,39 @@ struct Judged {
     request: api::Request,
     conversation: Arc<Conversation>,
     facts: RequestFacts,
-    /// The chain that the request began with.
-    policies: Arc<Policies>,
     evidence: Evidence,
     ruling: Ruling,
 }
 
 impl Proxy {
-    /// A proxy of these parts. `policies` should be the configuration's own ([`policies::chain`](crate::policies::chain)).
+    /// A proxy that does what `config` describes, measured in `metrics`.
+    ///
+    /// # Errors
+    /// Something that the configuration names can't be loaded or read.
     pub fn new(
         config: CheckedConfig,
-        guard: Arc<dyn Guard>,
-        policies: PolicyChain,
-        upstream: Upstream,
+        models: Models,
         audit: AuditLog,
-    ) -> Self {
-        let cache = config.cache.as_ref().map(Cache::new);
-        let policies = Policies::new(policies, &config);
-        Self {
-            gate: Gate::new(guard.clone(), config.guard.deadline),
-            config,
-            guard,
-            policies: ArcSwap::from_pointee(policies),
-            upstream,
-            others: BTreeMap::new(),
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, BuildError> {
+        let cache = config.cache.as_ref().map(|cache| Arc::new(Cache::new(cache)));
+        let lasting = Lasting { cut: watch::Sender::new(false), metrics: metrics.clone(), cache };
+        let live = Live::build(config, models, &lasting, None)?;
+        live.start();
+        Ok(Self {
+            live: ArcSwap::from_pointee(live),
             audit,
-            metrics: Arc::default(),
+            metrics,
             telemetry: None,
             stopping: AtomicBool::new(false),
-            cache,
-            cut: watch::Sender::new(false),
-        }
+            cut: lasting.cut.clone(),
+            lasting,
+        })
     }
 
-    /// Adds upstreams that policies may send requests to, by name.
-    pub fn with_upstreams(self, others: BTreeMap<String, Upstream>) -> Self {
-        Self { others, ..self }
-    }
-
-    /// Measures with `metrics`, which its plugins may share.
-    pub fn with_metrics(self, metrics: Arc<Metrics>) -> Self {
-        Self { metrics, ..self }
+    /// How its upstreams do.
+    pub fn upstreams(&self) -> Vec<UpstreamStatus> {
+        self.live.load().endpoints().map(|endpoint| endpoint.status()).collect()
     }
 
     /// Has requests traced.
@@ -137,12 +124,13 @@ impl Proxy {
     /// # Errors
     /// Those of [`Metrics::render`].
     pub fn render_metrics(&self) -> Result<Vec<u8>, prometheus::Error> {
-        let cache = self.cache.as_ref().map(Cache::size);
-        self.metrics.render(&self.guard.version(), self.guard.load(), self.audit.health(), cache)
+        let cache = self.lasting.cache.as_ref().map(|cache| cache.size());
+        let guard = &self.live.load().models.guard;
+        self.metrics.render(&guard.version(), guard.load(), self.audit.health(), cache)
     }
 
     pub(crate) fn guard_load(&self) -> Load {
-        self.guard.load()
+        self.live.load().models.guard.load()
     }
 
     /// Whether no new requests are taken any more.
@@ -164,37 +152,38 @@ impl Proxy {
         let (head, body) = request.into_parts();
         let id = Uuid::now_v7();
         let span = info_span!("request", %id);
-        let (mode, cutoff) = (self.config.policy.mode, Cutoff::new(&self.cut));
-        let policies = self.policies.load_full();
+        let (live, cutoff) = (self.live.load_full(), Cutoff::new(&self.cut));
         let begin = || {
             let metrics = self.metrics.clone();
             let slot = self.audit.try_slot();
-            let mut exit = Exit::new(&head, id, slot, cutoff, mode, &policies.config_sha256, metrics);
+            let mut exit = Exit::new(&head, id, slot, cutoff, &live.config, metrics);
             exit.traced(self.telemetry.as_ref().map(|telemetry| telemetry.begin(&head)));
             exit
         };
         let exit = span.in_scope(begin);
-        async move { self.follow(exit, head, body, policies).await }.instrument(span)
+        async move { self.follow(exit, head, body, live).await }.instrument(span)
     }
 
     async fn follow(
         &self,
         mut exit: Exit,
-        head: request::Parts,
+        mut head: request::Parts,
         body: Incoming,
-        policies: Arc<Policies>,
+        live: Arc<Live>,
     ) -> Response<Tracked> {
-        let mut body = Some(body);
+        let mut body = Inbound::new(body);
         let cutoff = Cutoff::new(&self.cut);
         exit.settle(&self.audit).await;
-        let answer = cutoff.or(self.answer(&mut exit, &head, &mut body, policies)).await;
+        head.extensions.insert(exit.trail.clone());
+        let answer = cutoff.or(self.answer(&mut exit, &mut head, &mut body, &live)).await;
         let response = match answer.unwrap_or(Err(Error::Stopping)) {
             Ok(response) => response,
             Err(error) => {
                 exit.failed(&error);
                 // What did not come in time is not waited for again.
-                let body = body.filter(|_| !matches!(error, Error::BodyTimeout { .. } | Error::Stopping));
-                discard(&head, body, self.config.limits.body_bytes).await;
+                if !matches!(error, Error::BodyTimeout { .. } | Error::Stopping) {
+                    body.discard(&head, live.config.limits.body_bytes).await;
+                }
                 error.response(api::Voice::of(&head))
             }
         };
@@ -204,34 +193,51 @@ impl Proxy {
     async fn answer(
         &self,
         exit: &mut Exit,
-        head: &request::Parts,
-        body: &mut Option<Incoming>,
-        policies: Arc<Policies>,
+        head: &mut request::Parts,
+        body: &mut Inbound,
+        live: &Live,
     ) -> Result<Response<Body>, Error> {
         if self.audit.denies() {
             return Err(Error::Audit);
         }
-        let route = route(&self.config.paths, &head.method, head.uri.path());
-        match route.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
-            Route::Pass => {
-                let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+        live.admit(exit, head)?;
+        let route = live.route(exit, head, body).await?;
+        exit.taken(&route);
+        if let Some(shortened) = route.route.rules.shorten(&head.uri) {
+            head.uri = shortened;
+        }
+        route.answer(exit, head, body).await
+    }
+}
+
+impl Route {
+    async fn answer(
+        &self,
+        exit: &mut Exit,
+        head: &request::Parts,
+        body: &mut Inbound,
+    ) -> Result<Response<Body>, Error> {
+        let reading = reading(&self.config.paths, &head.method, head.uri.path());
+        match reading.inspect_err(|error| exit.decided(Disposition::Deny, "paths", error.code()))? {
+            Reading::Pass => {
+                let outgoing = Outgoing::new(self.unread(exit, head, body).await?, &self.upstream);
                 exit.decided(Disposition::Pass, "paths", "a rule in `paths.pass`");
                 self.forward(exit, head, outgoing).await
             }
-            Route::Guarded(format) if self.config.policy.mode == Mode::Off => {
+            Reading::Guarded(format) if self.config.policy.mode == Mode::Off => {
                 exit.record.format = Some(format.name());
-                let outgoing = Outgoing::new(self.unread(head, body)?, &self.upstream);
+                let outgoing = Outgoing::new(self.unread(exit, head, body).await?, &self.upstream);
                 exit.decided(Disposition::AllowUnguarded, "policy.mode", "off");
                 self.forward(exit, head, outgoing).await
             }
-            Route::Guarded(format) => {
+            Reading::Guarded(format) => {
                 exit.record.format = Some(format.name());
-                let bytes = self.receive(exit, head, body).await?;
-                let asked = self.read(exit, head, format, &bytes, &policies);
+                let bytes = body.receive(exit, &head.headers, &self.config.limits).await?;
+                let asked = self.read(exit, head, format, &bytes);
                 let parallel = self.config.policy.order == Order::Parallel && asked.is_ok();
                 let body = || Sent::Read(bytes.clone());
                 let mut early = parallel.then(|| self.early(exit, head, body(), &self.upstream));
-                let judged = async { self.judge(exit, asked?, policies).await };
+                let judged = async { self.judge(exit, asked?).await };
                 let judged = match &mut early {
                     Some(early) => early.beside(judged).await,
                     None => judged.await,
@@ -242,24 +248,18 @@ impl Proxy {
         }
     }
 
-    /// Receives the whole body, within the limits.
-    async fn receive(
+    /// The body of a request that nobody reads on the way; held in memory where it may be sent again.
+    async fn unread(
         &self,
         exit: &mut Exit,
         head: &request::Parts,
-        body: &mut Option<Incoming>,
-    ) -> Result<Bytes, Error> {
-        let since = Instant::now();
-        let (limit, after) = (self.config.limits.body_bytes, self.config.limits.body_timeout);
-        check_length(&head.headers, limit)?;
-        let Some(incoming) = body.as_mut() else { return Err(Error::BodyBroken) };
-        let received = timeout(after, Limited::new(incoming, limit).collect()).await;
-        let bytes = received.map_err(|_| Error::BodyTimeout { after })?.map_err(|error| {
-            if error.is::<LengthLimitError>() { Error::TooLarge { limit } } else { Error::BodyBroken }
-        })?;
-        *body = None;
-        exit.stage(Stage::Body, since);
-        Ok(bytes.to_bytes())
+        body: &mut Inbound,
+    ) -> Result<Sent, Error> {
+        let limits = &self.config.limits;
+        if self.route.retry_unanswered && !matches!(head.method, Method::GET | Method::HEAD) {
+            return Ok(Sent::Read(body.receive(exit, &head.headers, limits).await?));
+        }
+        body.unread(head, limits)
     }
 
     /// Decodes the request.
@@ -269,20 +269,20 @@ impl Proxy {
         head: &request::Parts,
         format: &'static dyn WireFormat,
         body: &Bytes,
-        policies: &Policies,
     ) -> Result<Asked, Error> {
         check_encoding(&head.headers)?;
         let request = format.decode(&head.uri, body)?;
+        let header = self.config.policy.tenant_header.as_ref();
         let facts = RequestFacts {
             model: request.model.clone(),
             path: head.uri.path().to_owned(),
             api: format.name().to_owned(),
             stream: request.stream,
-            tenant: tenant(&head.headers, self.config.policy.tenant_header.as_ref()),
+            tenant: exit.record.tenant.clone().or_else(|| tenant(&head.headers, header)),
             languages: languages(&head.headers),
         };
         exit.asked(&request.conversation, &facts);
-        exit.record.policies = policies.chain.versions().clone();
+        exit.record.policies = self.policies.chain.versions().clone();
         let kinds: Vec<&str> = request.conversation.unread().collect();
         self.unread_is(exit, "unreadable", self.config.policy.on_unreadable, kinds.is_empty(), || {
             Error::Unreadable { kinds: counted(&kinds) }
@@ -291,11 +291,11 @@ impl Proxy {
     }
 
     /// Has the guard read the request and the policy decide.
-    async fn judge(&self, exit: &mut Exit, asked: Asked, policies: Arc<Policies>) -> Result<Judged, Error> {
+    async fn judge(&self, exit: &mut Exit, asked: Asked) -> Result<Judged, Error> {
         let Asked { format, mut request, facts } = asked;
         let since = Instant::now();
         let conversation = Arc::new(std::mem::take(&mut request.conversation));
-        let examined = self.examine(exit, conversation.clone(), &facts, &policies).await;
+        let examined = self.examine(exit, conversation.clone(), &facts).await;
         exit.stage(Stage::Guard, since);
         let evidence = examined?;
         exit.found(&evidence);
@@ -304,11 +304,12 @@ impl Proxy {
         }
 
         let since = Instant::now();
-        let decided = self.gate.decide(policies.clone(), facts.clone(), conversation.clone(), evidence).await;
+        let decided =
+            self.gate.decide(self.policies.clone(), facts.clone(), conversation.clone(), evidence).await;
         exit.stage(Stage::Policy, since);
         let (ruling, evidence) = decided?;
         ruling.flags.iter().for_each(|flag| exit.flag(flag.clone()));
-        Ok(Judged { format, request, conversation, facts, policies, evidence, ruling })
+        Ok(Judged { format, request, conversation, facts, evidence, ruling })
     }
 
     /// Applies the setting for what was not read.
@@ -378,7 +379,6 @@ impl Proxy {
                             return Err(denied(exit, Error::NoUpstream { policy: by.clone() }));
                         };
                         outgoing = Outgoing::new(outgoing.body, other);
-                        exit.record.upstream = Some(name.clone());
                         Disposition::Redirect
                     }
                 };
@@ -399,25 +399,6 @@ impl Proxy {
         }
         self.forward(exit, head, outgoing).await
     }
-
-    /// The body of a request that nobody reads on the way; the size limit holds for it too.
-    fn unread(&self, head: &request::Parts, body: &mut Option<Incoming>) -> Result<Sent, Error> {
-        let limit = self.config.limits.body_bytes;
-        check_length(&head.headers, limit)?;
-        let incoming = body.take().ok_or(Error::BodyBroken)?;
-        let bodiless = matches!(head.method, Method::GET | Method::HEAD);
-        if bodiless && !incoming.is_end_stream() {
-            let error = Error::BodyUnexpected { method: head.method.clone() };
-            *body = Some(incoming);
-            return Err(error);
-        }
-        // A body without bytes stays one, so that a `DELETE` does not become a chunked upload.
-        Ok(Sent::Unread(if incoming.is_end_stream() {
-            incoming.map_err(Into::into).boxed_unsync()
-        } else {
-            Limited::new(incoming, limit).boxed_unsync()
-        }))
-    }
 }
 
 /// The setting that denies a request with this error.
@@ -428,16 +409,6 @@ fn decider(error: &Error) -> &'static str {
         Error::Unreadable { .. } => "policy.on_unreadable",
         Error::Truncated { .. } => "policy.on_truncated",
         _ => "request",
-    }
-}
-
-/// Rejects a body that says it is too long before any of it is sent.
-fn check_length(headers: &HeaderMap, limit: usize) -> Result<(), Error> {
-    let length = headers.get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    if length.is_some_and(|length: u64| length > limit as u64) {
-        Err(Error::TooLarge { limit })
-    } else {
-        Ok(())
     }
 }
 
@@ -456,16 +427,6 @@ fn check_encoding(headers: &HeaderMap) -> Result<(), Error> {
             None => true,
         });
     if kind.trim() == "application/json" && utf8 { Ok(()) } else { Err(Error::ContentType) }
-}
-
-/// Reads away what is left of a body, within bounds, so that the caller has sent all and reads our answer: a
-/// connection that is closed before is reset, and the answer lost. A caller that asked first is just not told to go on.
-async fn discard(head: &request::Parts, body: Option<Incoming>, limit: usize) {
-    const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
-    if let Some(body) = body.filter(|_| !head.headers.contains_key(header::EXPECT)) {
-        let mut body = Limited::new(body, limit.saturating_mul(2));
-        let _ = timeout(PATIENCE, async { while let Some(Ok(_)) = body.frame().await {} }).await;
-    }
 }
 
 /// `image_url (2), file`.

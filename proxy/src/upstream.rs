@@ -1,31 +1,38 @@
-//! Where allowed requests go: an OpenAI-compatible API, or a small model in process.
+//! Where allowed requests go: OpenAI-compatible APIs, or a small model in process.
 
+mod again;
 mod base_url;
+mod dial;
 mod embedded;
+mod endpoint;
+mod health;
 mod idle;
+mod pool;
 mod url;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use forethought_core::generate::ChatModel;
 use http::{HeaderMap, HeaderName, Request, Response, header};
 
-pub use self::base_url::BaseUrl;
-use self::{embedded::Embedded, url::Url};
+pub(crate) use self::endpoint::Endpoint;
+use self::pool::{Member, Pool};
+pub use self::{base_url::BaseUrl, endpoint::UpstreamStatus};
 use crate::{
     Body,
-    config::{EmbeddedConfig, UrlUpstream},
+    config::{RouteConfig, Target},
     reply::Error,
     server::Cutoff,
 };
 
-/// Where allowed requests go.
+/// Where allowed requests go: one upstream, or several that stand in for each other. Clones share connections and health.
+#[derive(Clone)]
 pub struct Upstream(Kind);
 
+#[derive(Clone)]
 enum Kind {
-    Url(Box<Url>),
-    Embedded(Embedded),
+    One(Arc<Endpoint>),
+    Pool(Arc<Pool>),
 }
 
 /// The body of a request on its way to the upstream.
@@ -36,25 +43,56 @@ pub(crate) enum Sent {
     Unread(Body),
 }
 
+/// Which upstream a request was sent to at last, and how often it was sent again. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Trail(Arc<Mutex<(Option<Arc<str>>, u32)>>);
+
+impl Trail {
+    fn sent(&self, name: &Arc<str>, again: bool) {
+        let mut trail = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        trail.0 = Some(name.clone());
+        trail.1 += u32::from(again);
+    }
+
+    /// The latest upstream's name, and how often the request was sent to another after the first.
+    pub(crate) fn get(&self) -> (Option<Arc<str>>, u32) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 impl Upstream {
-    /// An OpenAI-compatible API, over pooled connections.
-    ///
-    /// # Errors
-    /// If the system's certificate roots can't be loaded for an https URL.
-    pub fn url(config: UrlUpstream) -> std::io::Result<Self> {
-        Ok(Self(Kind::Url(Box::new(Url::new(config)?))))
+    /// The upstreams of a route: each with its weight and priority, as in [`Target`](crate::config::Target).
+    pub(crate) fn of_route(
+        route: &RouteConfig,
+        find: impl Fn(&str) -> Option<Arc<Endpoint>>,
+    ) -> Option<Self> {
+        let member = |target: &Target| {
+            let &Target { ref name, weight, priority } = target;
+            Some(Member { endpoint: find(name)?, weight, priority })
+        };
+        let mut members = route.upstreams.iter().map(member).collect::<Option<Vec<_>>>()?;
+        Some(Self(match &members[..] {
+            [_] => Kind::One(members.remove(0).endpoint),
+            _ => Kind::Pool(Arc::new(Pool::new(members, route.tries, route.retry_unanswered))),
+        }))
     }
 
-    /// A model in process, behind the OpenAI chat API, under the model name `embedded`.
-    pub fn embedded(model: Arc<dyn ChatModel>, config: EmbeddedConfig) -> Self {
-        Self(Kind::Embedded(Embedded::new(model, config)))
+    /// One upstream by itself.
+    pub(crate) fn one(endpoint: Arc<Endpoint>) -> Self {
+        Self(Kind::One(endpoint))
     }
 
-    /// Sends a request on. When `cutoff` becomes true, answers that are made here end properly.
+    /// Sends a request on; its [`Trail`], if it has one, tells where. When `cutoff` becomes true, answers that are made
+    /// here end properly.
     pub(crate) async fn send(&self, request: Request<Sent>, cutoff: Cutoff) -> Result<Response<Body>, Error> {
         match &self.0 {
-            Kind::Url(url) => url.send(request).await,
-            Kind::Embedded(embedded) => embedded.send(request, cutoff).await,
+            Kind::One(endpoint) => {
+                if let Some(trail) = request.extensions().get::<Trail>() {
+                    trail.sent(&endpoint.name, false);
+                }
+                endpoint.send(request, cutoff).await
+            }
+            Kind::Pool(pool) => pool.send(request, cutoff).await,
         }
     }
 }

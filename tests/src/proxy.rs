@@ -4,10 +4,11 @@ use std::{net::SocketAddr, sync::Arc};
 
 use forethought_core::{generate::ChatModel, guard::Guard};
 use forethought_proxy::{
-    Proxy,
+    Models, Proxy, Reloader,
     admin::Admin,
-    cli::serve::{Models, build},
+    cli::serve::build,
     config::{CheckedConfig, Flag, Sources},
+    server::Listener,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -28,6 +29,8 @@ pub struct TestProxy {
     pub proxy: Arc<Proxy>,
     /// What its configuration was read from.
     pub sources: Sources,
+    /// What a reload loads.
+    pub models: Models,
     /// Where its admin listener listens, if the configuration has one.
     pub admin: Option<SocketAddr>,
     operators: Option<JoinHandle<()>>,
@@ -71,16 +74,22 @@ impl TestProxy {
         let flags = flags.into_iter().map(flag).collect();
         let sources = Sources { file: Some(file), environment: vec![], flags };
         let config = CheckedConfig::load(&sources).unwrap_or_else(|problems| panic!("{problems}"));
-        let listener = TcpListener::bind(config.listen).await.expect("a port");
-        let address = listener.local_addr().expect("an address");
-        let proxy = build(config.clone(), Models { guard, chat }).expect("a proxy");
+        let listener = Listener::bind(&config.listen).await.expect("a port");
+        let address = listener.address().expect("an address");
+        let models = Models { guard, chat };
+        let proxy = build(config.clone(), models.clone()).expect("a proxy");
         let (admin, operators) = match config.admin.clone() {
             None => (None, None),
             Some(admin) => {
                 let listener = TcpListener::bind(admin.listen).await.expect("a port");
                 let address = listener.local_addr().expect("an address");
                 let admin = Admin::new(admin);
-                admin.started(proxy.clone());
+                let load = {
+                    let models = models.clone();
+                    Box::new(move |_: &CheckedConfig| Ok(models.clone()))
+                };
+                let reloader = Reloader::new(proxy.clone(), sources.clone(), load);
+                admin.started(proxy.clone(), Some(reloader));
                 (Some(address), Some(tokio::spawn(admin.serve(listener))))
             }
         };
@@ -88,12 +97,18 @@ impl TestProxy {
         let server = tokio::spawn(proxy.clone().serve(listener, async {
             let _ = stopped.await;
         }));
-        Self { address, proxy, sources, admin, operators, folder, stop: Some(stop), server }
+        Self { address, proxy, sources, models, admin, operators, folder, stop: Some(stop), server }
     }
 
     /// Its base URL, without a path.
     pub fn url(&self) -> String {
         format!("http://{}", self.address)
+    }
+
+    /// What reloads it.
+    pub fn reloader(&self) -> Reloader {
+        let models = self.models.clone();
+        Reloader::new(self.proxy.clone(), self.sources.clone(), Box::new(move |_| Ok(models.clone())))
     }
 
     /// Writes another configuration file; it is read at the next reload.

@@ -215,3 +215,49 @@ fn what_others_can_reach_needs_a_token() {
     let shown = format!("{:?}", load(&[("admin.listen", "[::]:1"), ("admin.token_env", "PATH")]).unwrap());
     assert!(!shown.contains(&std::env::var("PATH").unwrap()));
 }
+
+#[tokio::test]
+async fn operators_reload_and_are_told_what_came_of_it() {
+    let upstream = FakeUpstream::answering(ANSWER).await;
+    let proxy = TestProxy::start(&FakeGuard::scoring(0.4), &upstream.url(), ADMIN).await;
+    let reload = async || {
+        let reply = proxy.operator().send(Method::POST, "/reload", HeaderMap::new(), "").await;
+        (reply.status.as_u16(), reply.json())
+    };
+    let decision = async || {
+        proxy.client().chat(&chat("hi", json!({}))).await.header("x-forethought-decision").to_owned()
+    };
+    assert_eq!(get(&proxy.operator(), "/reload").await.status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(decision().await, "allow");
+
+    proxy.rewrite_config(&format!("{ADMIN}[policy]\nthreshhold = 0.3\n"));
+    let (status, body) = reload().await;
+    assert_eq!(status, 422);
+    assert!(body["error"].as_str().unwrap().contains("did you mean `policy.threshold`?"), "{body}");
+    assert_eq!(decision().await, "allow");
+
+    proxy.rewrite_config(&format!("{ADMIN}[policy]\nthreshold = 0.3\n[limits]\nconnections = 9\n"));
+    let (status, body) = reload().await;
+    assert_eq!(
+        (status, &body["guard"], &body["at_next_start"]),
+        (200, &json!(false), &json!(["limits.connections"]))
+    );
+    assert_eq!(decision().await, "refuse");
+}
+
+#[tokio::test]
+async fn a_reload_needs_the_token() {
+    let upstream = FakeUpstream::answering(ANSWER).await;
+    let folder = tempfile::tempdir().unwrap();
+    let token = folder.path().join("token");
+    std::fs::write(&token, "sesame").unwrap();
+    let toml = format!("{ADMIN}admin.token_file = \"{}\"\n", token.display());
+    let proxy = TestProxy::start(&FakeGuard::scoring(0.4), &upstream.url(), &toml).await;
+    let mut headers = HeaderMap::new();
+    let ask = async |headers: HeaderMap| {
+        proxy.operator().send(Method::POST, "/reload", headers, "").await.status.as_u16()
+    };
+    assert_eq!(ask(headers.clone()).await, 401);
+    headers.insert(header::AUTHORIZATION, "Bearer sesame".parse().unwrap());
+    assert_eq!(ask(headers).await, 200);
+}

@@ -142,7 +142,7 @@ async fn a_reload_of_the_policies_begins_anew() {
     let proxy = TestProxy::start(&guard, &upstream.url(), CACHE).await;
     ask(&proxy, "hello", "").await;
     proxy.rewrite_config(&CACHE.replace("[policy]\n", "[policy]\nthreshold = 0.4\n"));
-    forethought_proxy::policies::Reloader::new(proxy.proxy.clone(), proxy.sources.clone()).reload().unwrap();
+    proxy.reloader().reload().await.unwrap();
     ask(&proxy, "hello", "").await;
     assert_eq!(guard.seen().len(), 2);
 }

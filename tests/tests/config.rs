@@ -8,7 +8,7 @@ use forethought_core::{
     guard::Mode as GuardMode,
     probe::{ExecutionProvider, Made, Position},
 };
-use forethought_proxy::config::{CheckedConfig, Flag, Merged, Mode, Raw, Sources, UpstreamConfig};
+use forethought_proxy::config::{CheckedConfig, Flag, Merged, Mode, Problem, Raw, Sources, UpstreamConfig};
 
 fn file(toml: &str) -> (tempfile::TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -48,7 +48,7 @@ fn later_layers_win_and_are_named() {
         flags: flags(&[("guard.queue", "3"), ("policy.mode", "monitor")]),
     };
     let config = CheckedConfig::load(&sources).unwrap();
-    assert_eq!(config.listen.port(), 2);
+    assert_eq!(config.listen.to_string(), "127.0.0.1:2");
     assert_eq!((config.guard.batch, config.guard.queue), (1, 3));
     assert_eq!(config.paths.pass.len(), 2);
     assert_eq!(config.policy.thresholds.hazards["self-harm"], 0.25);
@@ -203,4 +203,51 @@ fn the_same_values_have_the_same_hash() {
     };
     assert_eq!(load(&[]), load(&[("policy.threshold", "0.5")]));
     assert_ne!(load(&[]), load(&[("policy.threshold", "0.6")]));
+}
+
+#[test]
+fn mistakes_in_routes_are_named_with_their_place() {
+    /// One mistake for each of `expected`, which all of its words tell of.
+    fn check(toml: &str, expected: &[&[&str]]) {
+        let (_folder, path) = file(toml);
+        let problems = CheckedConfig::load(&Sources { file: Some(path), ..Sources::default() }).unwrap_err();
+        let text = problems.to_string();
+        for words in expected {
+            let told = |problem: &Problem| words.iter().all(|word| problem.to_string().contains(word));
+            assert!(problems.0.iter().any(told), "{words:?}\n{text}");
+        }
+        assert_eq!(problems.0.len(), expected.len(), "{text}");
+    }
+    let route = "[[routes]]\nname = \"a\"\npath_prefix = \"/a\"\n[[routes]]\nname = \"b\"\n";
+    check(&format!("{route}upstream = [\"x\"]"), &[&["`routes[1]", "unknown field `upstream`"]]);
+    check(
+        &format!("{route}upstreams = [\"x\"]"),
+        &[&["`routes[1].upstreams` (", "there is no upstream `x`; add `[upstreams.x]`"]],
+    );
+    check(&format!("{route}policy = {{ threshold = \"high\" }}"), &[&["`routes[1].policy.threshold` ("]]);
+    check(&format!("{route}policy = {{ threshold = -1.0 }}"), &[&["`routes[1].policy.threshold` ("]]);
+    check(&format!("{route}policy = {{ mode = \"on\" }}"), &[&["`routes[1].policy.mode` ("]]);
+    check(&format!("{route}guard = {{ deadline_ms = 0 }}"), &[&["`routes[1].guard.deadline_ms` ("]]);
+    check(&format!("{route}tenants = [\"t\"]"), &[&["there is no tenant `t`; add `[tenants.t]`"]]);
+    check(&format!("{route}headers = {{ \"x y\" = \"z\" }}"), &[&["`x y` is not the name of a header"]]);
+    check(&format!("{route}path_prefix = \"a/../b\""), &[&["must be a path such as /team-a"]]);
+    check(&format!("{route}path_prefix = \"/v1\""), &[&["no API has a path without `/v1`"]]);
+    check(
+        &format!("{route}[[routes]]\nname = \"b\""),
+        &[&["has the name `b` too"], &["never reached: the route `b`"]],
+    );
+    check(&format!("{route}[[routes]]"), &[&["`routes[2]"]]);
+    // What is wrong everywhere is told once.
+    check(&format!("policy.threshold = -1.0\n{route}"), &[&["`policy.threshold` ("]]);
+    check("[upstreams.default]\nurl = \"http://x\"", &[&["`upstreams.default` ("]]);
+    check(
+        "[upstreams.x]\nurl = \"http://x\"\nhealth = { path = \"models\" }",
+        &[&["`upstreams.x.health.path` ("]],
+    );
+    check("[upstreams.x]\nurl = \"http://x\"\nhealth = { fall = 0 }", &[&["`upstreams.x.health.fall` ("]]);
+    check(
+        "[upstreams.x]\nurl = \"http://x\"\ntls = { cert_file = \"/nowhere\" }",
+        &[&["`upstreams.x.tls.key_file` ("], &["`upstreams.x.tls.cert_file` ("]],
+    );
+    check("upstream.http = \"3\"", &[&["`upstream.http` ("]]);
 }

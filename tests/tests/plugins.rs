@@ -13,7 +13,6 @@ use std::{
 };
 
 use forethought_core::evidence::{Evidence, Hazard};
-use forethought_proxy::policies::Reloader;
 use forethought_tests::{Client, FORMATS, FakeGuard, FakeUpstream, TestProxy, chat, evidence, json_headers};
 use http::{HeaderMap, HeaderValue, Method};
 use serde_json::{Value, json};
@@ -271,7 +270,7 @@ async fn a_reload_under_load_is_whole_and_loses_nothing() {
     put(1);
     let toml = plugin(first.display(), "name = \"first\"") + &plugin(second.display(), "name = \"second\"");
     let proxy = TestProxy::start(&FakeGuard::scoring(0.1), &upstream.url(), &toml).await;
-    let mut reloader = Reloader::new(proxy.proxy.clone(), proxy.sources.clone());
+    let reloader = proxy.reloader();
     let client = Arc::new(proxy.client());
     let requests: Vec<_> = (0..REQUESTS)
         .map(|_| {
@@ -281,12 +280,7 @@ async fn a_reload_under_load_is_whole_and_loses_nothing() {
         .collect();
     for version in [2, 1, 2, 1, 2] {
         put(version);
-        reloader = tokio::task::spawn_blocking(move || {
-            reloader.reload().unwrap();
-            reloader
-        })
-        .await
-        .unwrap();
+        reloader.reload().await.unwrap();
     }
     let mut texts = Vec::new();
     for request in requests {
@@ -314,7 +308,7 @@ async fn a_reload_that_fails_changes_nothing() {
     let path = write(&folder, "x.wasm", &versioned(1, true));
     let toml = plugin(path.display(), "");
     let proxy = TestProxy::start(&FakeGuard::scoring(0.1), &upstream.url(), &toml).await;
-    let mut reloader = Reloader::new(proxy.proxy.clone(), proxy.sources.clone());
+    let reloader = proxy.reloader();
     assert!(!reloader.is_changed());
     let client = proxy.client();
     let says = async || content(&client.chat(&chat("hi", json!({}))).await);
@@ -331,8 +325,7 @@ async fn a_reload_that_fails_changes_nothing() {
         config.inspect(|config| proxy.rewrite_config(config));
         tokio::time::sleep(Duration::from_millis(100)).await; // until it counts as written
         assert!(reloader.is_changed());
-        assert!(reloader.reload().is_err());
-        reloader.try_reload();
+        assert!(reloader.reload().await.is_err());
         assert!(!reloader.is_changed());
         assert_eq!(says().await, "v1");
     }
@@ -340,7 +333,7 @@ async fn a_reload_that_fails_changes_nothing() {
     proxy.rewrite_config(&toml);
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(reloader.is_changed());
-    reloader.try_reload();
+    reloader.reload().await.unwrap();
     assert_eq!(says().await, "v2");
     let records = proxy.records().await;
     assert_ne!(records[0]["policies"][0]["sha256"], records.last().unwrap()["policies"][0]["sha256"]);

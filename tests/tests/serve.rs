@@ -108,7 +108,7 @@ async fn policies_are_reloaded_on_a_signal_and_on_a_change() {
         if by_signal {
             signal(&child, "HUP").await;
         }
-        said(&mut log, "the policies were reloaded").await;
+        said(&mut log, "the configuration was reloaded").await;
         assert_eq!(decision().await, "allow");
     }
 }

@@ -108,6 +108,10 @@ impl WireFormat for Gemini {
         Voice::GEMINI
     }
 
+    fn model(&self, target: &Uri, _body: &[u8]) -> Result<Option<String>, Error> {
+        Ok(Self::target(target.path()).map(|(model, _)| model.to_owned()))
+    }
+
     fn decode(&self, target: &Uri, body: &[u8]) -> Result<Request, Error> {
         let (model, stream) = Self::target(target.path()).unwrap_or_default();
         let top = fields::top(body, TOP)?;

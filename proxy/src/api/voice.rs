@@ -92,9 +92,11 @@ impl Voice {
 
 fn anthropic(status: StatusCode) -> &'static str {
     match status.as_u16() {
+        401 => "authentication_error",
         403 => "permission_error",
         404 => "not_found_error",
         413 => "request_too_large",
+        429 => "rate_limit_error",
         503 => "overloaded_error",
         504 => "timeout_error",
         500.. => "api_error",
@@ -104,9 +106,11 @@ fn anthropic(status: StatusCode) -> &'static str {
 
 fn gemini(status: StatusCode) -> &'static str {
     match status.as_u16() {
+        401 => "UNAUTHENTICATED",
         403 => "PERMISSION_DENIED",
         404 => "NOT_FOUND",
         408 | 504 => "DEADLINE_EXCEEDED",
+        429 => "RESOURCE_EXHAUSTED",
         502 | 503 => "UNAVAILABLE",
         500.. => "INTERNAL",
         _ => "INVALID_ARGUMENT",

@@ -19,8 +19,8 @@ use super::{
     record::{Disposition, Found, Outcome, Record, Reply, Stage},
 };
 use crate::{
-    Body, BoxError, cache::Origin, config::Mode, metrics::Metrics, reply::Error, server::Cutoff,
-    telemetry::Trace,
+    Body, BoxError, CheckedConfig, cache::Origin, live::Route, metrics::Metrics, reply::Error,
+    server::Cutoff, telemetry::Trace, tenants::Admitted, upstream::Trail,
 };
 
 const ID: HeaderName = HeaderName::from_static("x-forethought-id");
@@ -32,6 +32,9 @@ pub(crate) struct Exit {
     pub(crate) record: Box<Record>,
     /// What is found of the answer while it is on its way.
     pub(crate) reply: Arc<Mutex<Option<Reply>>>,
+    /// Where it was sent.
+    pub(crate) trail: Trail,
+    admitted: Option<Admitted>,
     started: Instant,
     slot: Slot,
     cutoff: Cutoff,
@@ -47,8 +50,7 @@ impl Exit {
         id: Uuid,
         slot: Slot,
         cutoff: Cutoff,
-        mode: Mode,
-        config: &str,
+        config: &CheckedConfig,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.begin();
@@ -57,18 +59,14 @@ impl Exit {
             time: humantime::format_rfc3339_millis(SystemTime::now()).to_string(),
             method: clean(head.method.as_str()),
             path: clean(head.uri.path()),
-            mode: match mode {
-                Mode::Enforce => "enforce",
-                Mode::Monitor => "monitor",
-                Mode::Off => "off",
-            },
+            mode: config.policy.mode.as_str(),
             version: env!("CARGO_PKG_VERSION"),
-            config_sha256: config.to_owned(),
+            config_sha256: config.sha256.to_string(),
             ..Record::default()
         });
-        let reply = Arc::default();
+        let (reply, trail) = (Arc::default(), Trail::default());
         let (started, span) = (Instant::now(), Span::current());
-        Self { id, record, reply, started, slot, cutoff, span, metrics, trace: None }
+        Self { id, record, reply, trail, admitted: None, started, slot, cutoff, span, metrics, trace: None }
     }
 
     /// Has the request traced.
@@ -79,6 +77,18 @@ impl Exit {
     /// The request goes upstream: headers that make what comes of it there a part of its trace.
     pub(crate) fn forwarded(&mut self) -> HeaderMap {
         self.trace.as_mut().map(Trace::forward).unwrap_or_default()
+    }
+
+    /// Notes who asks, and keeps its place to the end.
+    pub(crate) fn admitted(&mut self, admitted: Admitted) {
+        self.record.tenant = Some(clean(&admitted.tenant));
+        self.admitted = Some(admitted);
+    }
+
+    /// Notes which route has taken it.
+    pub(crate) fn taken(&mut self, route: &Route) {
+        self.record.route = Some(route.route.name.clone());
+        self.record.mode = route.config.policy.mode.as_str();
     }
 
     /// Waits for a place for the record, where there was none at the beginning.
@@ -174,6 +184,8 @@ impl Exit {
             outcome,
             flags,
             reply,
+            upstream,
+            retries,
             ..
         } = &*self.record;
         let status = status.map_or_else(|| "-".to_owned(), |status| status.to_string());
@@ -191,6 +203,8 @@ impl Exit {
                     flags = (!flags.is_empty()).then(|| flags.join(",")),
                     reply = reply.as_ref().map(|reply| reply.decision),
                     error = *error,
+                    upstream = upstream.as_deref(),
+                    retries = (*retries > 0).then_some(*retries),
                     outcome = (*outcome != Outcome::Finished).then(|| tracing::field::debug(outcome)),
                     bytes,
                     guard_ms = round(timings.guard_ms),
@@ -215,6 +229,9 @@ impl Drop for Exit {
         if self.record.outcome == Outcome::Disconnected && self.cutoff.is_reached() {
             self.record.outcome = Outcome::Stopped;
         }
+        let (upstream, retries) = self.trail.get();
+        self.record.upstream = upstream.map(|name| name.to_string());
+        self.record.retries = retries;
         self.record.reply = self.reply.lock().unwrap_or_else(PoisonError::into_inner).take();
         let span = self.span.clone();
         span.in_scope(|| self.log());

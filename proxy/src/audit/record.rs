@@ -77,6 +77,9 @@ pub(crate) struct Record {
     pub(crate) method: String,
     /// Without its query.
     pub(crate) path: String,
+    /// The route that has taken it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) route: Option<String>,
     /// The wire format that the guard reads the path in; none where no guard does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) format: Option<&'static str>,
@@ -84,7 +87,7 @@ pub(crate) struct Record {
     pub(crate) model: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) stream: Option<bool>,
-    /// Who asked, where `policy.tenant_header` says how to tell.
+    /// Who asked, where `tenants` or `policy.tenant_header` say how to tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tenant: Option<String>,
     /// The languages that the caller prefers.
@@ -102,9 +105,12 @@ pub(crate) struct Record {
     pub(crate) ruled: Option<&'static str>,
     /// Whether an upstream was asked. Where `policy.order` is `parallel`, refused requests were sent too, and cancelled.
     pub(crate) upstream_contacted: bool,
-    /// The upstream that the policy chose.
+    /// The upstream that it was sent to, the last one of several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) upstream: Option<String>,
+    /// How often it was sent to another upstream, after one that did not work on it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) retries: u32,
     /// The policies of the chain that are not the program's own.
     #[serde(skip_serializing_if = "<[_]>::is_empty")]
     pub(crate) policies: Arc<[PolicyVersion]>,
@@ -137,9 +143,9 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// The route that the request took.
+    /// The route that has taken the request.
     pub(crate) fn route(&self) -> &str {
-        "default"
+        self.route.as_deref().unwrap_or("none")
     }
 }
 
@@ -261,6 +267,11 @@ pub(crate) struct Stages {
     /// From the request's head to the end.
     #[serde(serialize_with = "rounded")]
     pub(crate) total_ms: Option<f64>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // the shape that serde asks for
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// To a microsecond; more digits only fill the disk.

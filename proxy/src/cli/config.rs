@@ -6,7 +6,9 @@ use anyhow::Result;
 use clap::{ArgAction, Args, Subcommand};
 use serde_json::Value;
 
+use super::models;
 use crate::config::{CheckedConfig, Flag, Merged, Problems, Raw, Setting, Sources};
+use crate::reload;
 
 /// Flags that every command with a configuration has.
 #[derive(Args, Clone, Debug, Default)]
@@ -70,8 +72,12 @@ pub(super) fn flag(name: &str, key: &str, value: impl ToString) -> Flag {
 /// What to do with the configuration.
 #[derive(Clone, Copy, Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Report every mistake at once
-    Check,
+    /// Report every mistake at once, and load all that a reload would
+    Check {
+        /// Don't load the guard and the embedded model
+        #[arg(long)]
+        skip_models: bool,
+    },
     /// Print every key's value and where it came from
     Show,
     /// Print the JSON Schema of the configuration file
@@ -84,9 +90,10 @@ pub enum ConfigCommand {
 /// [`Problems`] where the configuration has mistakes; `out`'s own errors.
 pub fn run(args: &ConfigArgs, command: ConfigCommand, out: &mut impl Write) -> Result<()> {
     match command {
-        ConfigCommand::Check => {
+        ConfigCommand::Check { skip_models } => {
             let sources = args.sources([]);
-            CheckedConfig::load(&sources)?;
+            let load = |config: &CheckedConfig| models::load(config).map_err(Into::into);
+            reload::rehearse(&sources, (!skip_models).then_some(&load as &reload::Load))?;
             match &sources.file {
                 Some(path) => writeln!(out, "{} is right", path.display())?,
                 None => writeln!(out, "there is no configuration file; defaults and environment are right")?,

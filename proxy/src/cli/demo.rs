@@ -23,17 +23,14 @@ use hyper_util::{
     rt::TokioExecutor,
 };
 use serde_json::{Value, json};
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     check,
     config::{ConfigArgs, flag},
     models, runtime, say_plainly, serve,
 };
-use crate::log;
+use crate::{log, server::Listener};
 
 /// Flags of `forethought demo`.
 #[derive(Args, Clone, Debug, Default)]
@@ -66,10 +63,10 @@ pub fn run(args: &DemoArgs, config: &ConfigArgs) -> Result<()> {
         let guard_name = format!("{} on {}", version.bundle, version.base_model);
         let (guard, watched) = Watched::new(models.guard);
         models.guard = Arc::new(guard);
-        let listener = TcpListener::bind(config.listen)
+        let listener = Listener::bind(&config.listen)
             .await
             .with_context(|| format!("can't listen on {}", config.listen))?;
-        let address = listener.local_addr()?;
+        let address = listener.address().context("the demo needs a port (`--listen`)")?;
         let proxy = serve::build(config, models)?;
         let (stop, stopped) = oneshot::channel::<()>();
         let server = tokio::spawn(proxy.clone().serve(listener, async {

@@ -35,9 +35,14 @@ pub struct LoadedGuard {
 /// A model can't be fetched or loaded.
 pub fn load(config: &CheckedConfig) -> Result<Models> {
     let (guard, loaded) = load_any(&config.guard)?;
+    if let Some(loaded) = &loaded {
+        config.routes.iter().try_for_each(|route| loaded.guard.check_mode(route.guard_mode))?;
+    }
     let chat = match &config.upstream {
-        UpstreamConfig::Embedded(embedded) => Some(load_chat(embedded, &config.guard, loaded.as_ref())?),
-        UpstreamConfig::Url(_) => None,
+        UpstreamConfig::Embedded(embedded) if config.uses_default_upstream() => {
+            Some(load_chat(embedded, &config.guard, loaded.as_ref())?)
+        }
+        _ => None,
     };
     Ok(Models { guard, chat })
 }

@@ -7,7 +7,6 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 use clap::Args;
-use forethought_core::{generate::ChatModel, guard::Guard};
 use tokio::runtime::Runtime;
 use tracing::{info, warn};
 
@@ -15,13 +14,14 @@ use super::{
     config::{ConfigArgs, flag},
     runtime,
 };
+pub use crate::live::Models;
 use crate::{
-    AuditLog, CheckedConfig, Proxy, Upstream,
+    AuditLog, CheckedConfig, Proxy, Reloader,
     admin::Admin,
-    config::{AdminConfig, Flag, Mode, Order, UpstreamConfig},
+    config::{AdminConfig, Flag, Listen, Mode, Order, RouteRules, ServerTls},
     log,
     metrics::Metrics,
-    policies::{self, Reloader},
+    server::Listener,
     telemetry::Telemetry,
 };
 
@@ -44,14 +44,6 @@ impl ServeArgs {
     }
 }
 
-/// The models that a proxy needs.
-pub struct Models {
-    /// The guard.
-    pub guard: Arc<dyn Guard>,
-    /// What answers where the upstream is `embedded`.
-    pub chat: Option<Arc<dyn ChatModel>>,
-}
-
 /// Runs `forethought serve`. `load` loads the models; it is called after the configuration is checked and the port is
 /// taken, and before any request is answered.
 ///
@@ -60,26 +52,33 @@ pub struct Models {
 pub fn run(
     args: &ServeArgs,
     config: &ConfigArgs,
-    load: impl FnOnce(&CheckedConfig) -> Result<Models>,
+    load: impl Fn(&CheckedConfig) -> Result<Models> + Send + Sync + 'static,
 ) -> Result<()> {
     let sources = config.sources(args.flags().chain(config.serving_log()));
     let config = CheckedConfig::load(&sources)?;
     log::init(&config.log);
-    let listener = bind(config.listen, "listen")?;
     let runtime = runtime()?;
+    let listener = runtime
+        .block_on(Listener::bind(&config.listen))
+        .with_context(|| format!("can't listen on {} (the setting `listen`)", config.listen))?;
     let admin = config.admin.clone().map(|admin| operate(admin, &runtime)).transpose()?;
     let models = load(&config)?;
     runtime.block_on(async {
-        let about = warnings(&config);
+        let (about, tls) = (warnings(&config), config.tls.is_some());
+        let place = match listener.address() {
+            Some(address) => format!("{}://{address}", if tls { "https" } else { "http" }),
+            None => config.listen.to_string(),
+        };
         let proxy = build(config, models)?;
-        if let Some(admin) = admin {
-            admin.started(proxy.clone());
-        }
-        let listener = tokio::net::TcpListener::from_std(listener)?;
-        info!("listening on http://{}", listener.local_addr()?);
+        info!("listening on {place}");
         about.iter().for_each(|about| warn!("{about}"));
         let stop = signal(proxy.clone())?;
-        tokio::spawn(reload(Reloader::new(proxy.clone(), sources))?);
+        let load = move |config: &CheckedConfig| load(config).map_err(Into::into);
+        let reloader = Reloader::new(proxy.clone(), sources, Box::new(load));
+        if let Some(admin) = admin {
+            admin.started(proxy.clone(), Some(reloader.clone()));
+        }
+        tokio::spawn(reload(reloader)?);
         proxy.serve(listener, stop).await?;
         info!("stopped");
         Ok(())
@@ -110,53 +109,50 @@ fn operate(config: AdminConfig, runtime: &Runtime) -> Result<Arc<Admin>> {
 /// The audit file can't be opened, the system's certificates can't be read, a plugin can't be loaded, or `embedded` has no
 /// model.
 pub fn build(config: CheckedConfig, models: Models) -> Result<Arc<Proxy>> {
-    let upstream = match &config.upstream {
-        UpstreamConfig::Url(url) => {
-            Upstream::url(url.clone()).context("can't read the system's TLS certificate roots")?
-        }
-        UpstreamConfig::Embedded(embedded) => {
-            let chat = models.chat.context("the upstream is `embedded`, but no model was loaded for it")?;
-            Upstream::embedded(chat, embedded.clone())
-        }
-    };
     let audit = match &config.audit {
         Some(audit) => AuditLog::open(audit.clone()).with_context(|| {
             format!("can't open the audit file {} (the setting `audit.path`)", audit.path.display())
         })?,
         None => AuditLog::disabled(),
     };
-    let others = config.upstreams.iter().map(|(name, url)| {
-        let upstream = Upstream::url(url.clone()).context("can't read the system's TLS certificate roots")?;
-        Ok((name.clone(), upstream))
-    });
-    let others = others.collect::<Result<_>>()?;
-    let metrics = Arc::new(Metrics::new());
-    let policies =
-        policies::chain(&config.policy, &metrics).context("can't load a policy plugin (`policy.plugins`)")?;
     let telemetry = config.telemetry.as_ref().map(Telemetry::new).transpose();
     let telemetry = telemetry.map_err(|error| anyhow!("can't send traces (`telemetry.otlp`): {error}"))?;
-    let proxy = Proxy::new(config, models.guard, policies, upstream, audit);
-    Ok(Arc::new(proxy.with_upstreams(others).with_metrics(metrics).with_telemetry(telemetry)))
+    let proxy = Proxy::new(config, models, audit, Arc::new(Metrics::new()))?;
+    Ok(Arc::new(proxy.with_telemetry(telemetry)))
 }
 
 /// What an operator should know of a configuration that is right, but less safe than the default.
 fn warnings(config: &CheckedConfig) -> Vec<String> {
     let mut warnings = Vec::new();
-    if !config.listen.ip().is_loopback() {
+    let shows_certificate = config.tls.as_ref().is_some_and(ServerTls::knows_callers);
+    let remote = matches!(config.listen, Listen::Tcp(address) if !address.ip().is_loopback());
+    if remote && config.tenants.is_empty() && !shows_certificate {
         warnings.push(format!(
-            "{} can be reached from other machines, and callers are not authenticated: put something in front that does",
+            "{} can be reached from other machines, and callers are not authenticated: add `tenants`, set \
+             `tls.client_ca_file`, or put something in front that does",
             config.listen
         ));
     }
-    match config.policy.mode {
-        Mode::Enforce => {}
-        Mode::Monitor => warnings.push("`policy.mode` is `monitor`: nothing is refused".to_owned()),
-        Mode::Off => warnings.push("`policy.mode` is `off`: requests go upstream unread".to_owned()),
-    }
-    if config.policy.order == Order::Parallel {
-        warnings.push(
-            "`policy.order` is `parallel`: refused requests have been sent upstream before they are cancelled".to_owned(),
-        );
+    for route in &config.routes {
+        // Without routes, the settings are meant by themselves.
+        let at = if config.routes.len() == 1 && route.rules == RouteRules::default() {
+            String::new()
+        } else {
+            format!(" of the route `{}`", route.name)
+        };
+        match route.policy.mode {
+            Mode::Enforce => {}
+            Mode::Monitor => warnings.push(format!("`policy.mode`{at} is `monitor`: nothing is refused")),
+            Mode::Off => warnings.push(format!("`policy.mode`{at} is `off`: requests go upstream unread")),
+        }
+        if route.policy.order == Order::Parallel {
+            warnings.push(format!(
+                "`policy.order`{at} is `parallel`: refused requests have been sent upstream before they are cancelled"
+            ));
+        }
+        if route.retry_unanswered {
+            warnings.push(format!("`retry_unanswered`{at} is set: upstreams may work on a request twice"));
+        }
     }
     if config.paths.pass.iter().any(|rule| rule.may_ask()) {
         warnings.push(
@@ -166,13 +162,13 @@ fn warnings(config: &CheckedConfig) -> Vec<String> {
     warnings
 }
 
-/// Reloads the policies on SIGHUP and when their files change.
-fn reload(mut reloader: Reloader) -> std::io::Result<impl Future<Output = ()>> {
+/// Reloads on SIGHUP and when files change.
+fn reload(reloader: Reloader) -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
     let mut asked = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::hangup())?;
-    let interval = reloader.interval();
     Ok(async move {
         loop {
+            let interval = reloader.interval();
             let looked = async {
                 match interval {
                     Some(interval) => tokio::time::sleep(interval).await,
@@ -189,16 +185,9 @@ fn reload(mut reloader: Reloader) -> std::io::Result<impl Future<Output = ()>> {
                 looked.await;
                 false
             };
-            // Reading files and compiling block.
-            let work = tokio::task::spawn_blocking(move || {
-                if was_asked || reloader.is_changed() {
-                    reloader.try_reload();
-                }
-                reloader
-            });
-            match work.await {
-                Ok(back) => reloader = back,
-                Err(_) => return warn!("policies are not reloaded any more: reloading them panicked"),
+            if was_asked || reloader.is_changed() {
+                // It says in the log how it went.
+                let _ = reloader.reload().await;
             }
         }
     })

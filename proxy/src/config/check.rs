@@ -4,6 +4,10 @@ mod cache;
 mod operate;
 mod plugins;
 mod remote;
+mod routes;
+mod tenants;
+mod tls;
+mod upstreams;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +19,7 @@ use std::{
 use directories::ProjectDirs;
 use forethought_core::{
     evidence::Hazard,
-    guard::Cascade,
+    guard::{Cascade, Mode as GuardMode},
     policy::Thresholds,
     probe::{Made, RuntimeOptions},
 };
@@ -29,12 +33,10 @@ pub use self::{
     remote::RemoteConfig,
 };
 use super::{
-    AuditConfig, CheckedConfig, EmbeddedConfig, GuardConfig, Limits, LogConfig, Origins, PathRule, PathRules,
+    AuditConfig, CheckedConfig, GuardConfig, Limits, Listen, LogConfig, Origins, PathRule, PathRules,
     PolicyConfig, ProbeConfig, Problem, Problems, Raw, RawAudit, RawCascade, RawGuard, RawLimits, RawPolicy,
-    RawProbe, RawRefusal, RawResponseGuard, RawUpstream, RefusalConfig, ResponseGuardConfig, Secret,
-    UpstreamConfig, UrlUpstream,
+    RawProbe, RawRefusal, RawResponseGuard, RefusalConfig, ResponseGuardConfig,
 };
-use crate::upstream::BaseUrl;
 
 /// Checks `raw`; `problems` are those that were seen before.
 pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Result<CheckedConfig, Problems> {
@@ -42,8 +44,15 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
     // Everything is looked at before anything is given up, so that all mistakes are reported at once.
     let listen = check.parsed("listen", listen(&raw.listen));
     let admin = check.admin(&raw.admin);
+    let tls = check.server_tls(&raw.tls);
     let upstream = check.upstream(&raw.upstream);
     let upstreams = check.upstreams(&raw.upstreams);
+    let tenants = check.tenants(&raw.tenants);
+    check.require(
+        "policy.tenant_header",
+        raw.policy.tenant_header.is_none() || raw.tenants.is_empty(),
+        || "can't be set beside `tenants`: their keys tell who asks; take one of them out".to_owned(),
+    );
     let guard = check.guard(&raw.guard);
     let cache = check.cache(&raw.cache);
     let policy = check.policy(&raw.policy);
@@ -56,6 +65,8 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
     let refusal = check.refusal(&raw.refusal);
     let audit = check.audit(&raw.audit);
     let telemetry = check.telemetry(&raw.telemetry);
+    // Last, so that what is wrong everywhere is told where it was set.
+    let routes = check.routes(raw);
     check.require("log.level", EnvFilter::try_new(&raw.log.level).is_ok(), || {
         format!("`{}` is neither a level nor filter directives", raw.log.level)
     });
@@ -63,8 +74,11 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
         (Some(listen), Some(upstream)) if check.problems.is_empty() => Ok(CheckedConfig {
             listen,
             admin,
+            tls,
             upstream,
             upstreams,
+            routes,
+            tenants,
             guard,
             cache,
             policy,
@@ -75,7 +89,24 @@ pub(super) fn check(raw: &Raw, origins: &Origins, problems: Vec<Problem>) -> Res
             audit,
             log: LogConfig { format: raw.log.format, level: raw.log.level.clone() },
             telemetry,
+            files: files(raw),
             sha256: sha256(raw).into(),
+            guard_sha256: sha256(&RawGuard {
+                mode: GuardMode::default(),
+                deadline_ms: 0,
+                ..raw.guard.clone()
+            })
+            .into(),
+            fixed: vec![
+                ("listen", sha256(&raw.listen)),
+                ("admin", sha256(&raw.admin)),
+                ("cache", sha256(&raw.cache)),
+                ("audit", sha256(&raw.audit)),
+                ("log", sha256(&raw.log)),
+                ("telemetry", sha256(&raw.telemetry)),
+                ("limits.connections", sha256(&raw.limits.connections)),
+                ("guard.threads", sha256(&raw.guard.threads)),
+            ],
             judging_sha256: sha256(&(&raw.guard, &raw.policy)).into(),
         }),
         _ => Err(Problems(check.problems)),
@@ -90,7 +121,7 @@ struct Check<'a> {
 impl Check<'_> {
     fn note(&mut self, key: &str, message: String) {
         // A key inside a value that was read as a whole comes from where that did.
-        let sections = key.rmatch_indices('.').map(|(end, _)| &key[..end]);
+        let sections = key.rmatch_indices(['.', '[']).map(|(end, _)| &key[..end]);
         let origin = [key].into_iter().chain(sections).find_map(|key| self.origins.get(key));
         let origin = origin.map_or("default", String::as_str).to_owned();
         self.problems.push(Problem { key: key.to_owned(), origin, message });
@@ -126,67 +157,6 @@ impl Check<'_> {
         parsed.collect::<Vec<_>>().into_iter().filter_map(|rule| self.parsed(key, rule)).collect()
     }
 
-    fn upstream(&mut self, raw: &RawUpstream) -> Option<UpstreamConfig> {
-        let embedded = EmbeddedConfig {
-            model: raw.embedded.model.clone(),
-            queue: self.at_least("upstream.embedded.queue", raw.embedded.queue, 1),
-            max_tokens: self.at_least("upstream.embedded.max_tokens", raw.embedded.max_tokens, 1),
-            temperature: raw.embedded.temperature,
-            top_p: raw.embedded.top_p,
-        };
-        self.require("upstream.embedded.temperature", (0.0..=2.0).contains(&embedded.temperature), || {
-            format!("must be from 0 to 2, not {}", embedded.temperature)
-        });
-        self.require("upstream.embedded.top_p", embedded.top_p > 0.0 && embedded.top_p <= 1.0, || {
-            format!("must be above 0 and at most 1, not {}", embedded.top_p)
-        });
-        let url = self.url_upstream("upstream", raw);
-        if raw.url == "embedded" {
-            Some(UpstreamConfig::Embedded(embedded))
-        } else {
-            url.map(UpstreamConfig::Url)
-        }
-    }
-
-    /// The section `at`, but for what only `upstream` has. `embedded` as URL is left to the caller.
-    fn url_upstream(&mut self, at: &str, raw: &RawUpstream) -> Option<UrlUpstream> {
-        let connect_timeout = self.time(&format!("{at}.connect_timeout_ms"), raw.connect_timeout_ms);
-        let response_timeout = self.time(&format!("{at}.response_timeout_ms"), raw.response_timeout_ms);
-        let idle_timeout = self.time(&format!("{at}.idle_timeout_ms"), raw.idle_timeout_ms);
-        let key = self.api_key(at, raw);
-        if raw.url == "embedded" {
-            return None;
-        }
-        let base = self.parsed(&format!("{at}.url"), BaseUrl::parse(&raw.url))?;
-        Some(UrlUpstream { base, key, connect_timeout, response_timeout, idle_timeout })
-    }
-
-    /// The upstream's key. Messages name the variable or the file, never what they hold.
-    fn api_key(&mut self, at: &str, raw: &RawUpstream) -> Option<Secret> {
-        let (setting, key) = match (&raw.api_key_env, &raw.api_key_file) {
-            (None, None) => return None,
-            (Some(_), Some(_)) => {
-                self.note(&format!("{at}.api_key_file"), format!("`{at}.api_key_env` is set too; keep one"));
-                return None;
-            }
-            (Some(name), None) => {
-                let key = std::env::var(name)
-                    .map_err(|_| format!("the environment variable `{name}` is not set, or is not UTF-8"));
-                ("api_key_env", key)
-            }
-            (None, Some(path)) => {
-                let key =
-                    std::fs::read_to_string(path).map_err(|error| format!("can't read `{path}`: {error}"));
-                ("api_key_file", key)
-            }
-        };
-        let secret = key.and_then(|key| match key.trim() {
-            "" => Err("the key is empty".to_owned()),
-            key => Secret::new(key).ok_or_else(|| "the key holds characters that a header can't".to_owned()),
-        });
-        self.parsed(&format!("{at}.{setting}"), secret)
-    }
-
     fn guard(&mut self, raw: &RawGuard) -> GuardConfig {
         self.require("guard.window_overlap", raw.window_overlap < raw.window_tokens, || {
             format!("must be less than `guard.window_tokens` ({})", raw.window_tokens)
@@ -218,6 +188,7 @@ impl Check<'_> {
                 providers: raw.execution_providers.clone(),
             },
             remote: self.remote(raw),
+            key_file: raw.remote.api_key_file.as_ref().map(PathBuf::from),
         }
     }
 
@@ -340,7 +311,23 @@ impl Check<'_> {
     }
 }
 
-fn listen(text: &str) -> Result<SocketAddr, String> {
+/// Whether this is fit for a name in logs and records.
+fn named(name: &str) -> bool {
+    !name.is_empty() && name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic())
+}
+
+fn listen(text: &str) -> Result<Listen, String> {
+    if let Some(path) = text.strip_prefix("unix:").filter(|path| !path.is_empty()) {
+        return if cfg!(unix) {
+            Ok(Listen::Unix(path.into()))
+        } else {
+            Err("this system has no unix sockets".to_owned())
+        };
+    }
+    address(text).map(Listen::Tcp).map_err(|message| format!("{message}; or unix:/run/forethought.sock"))
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| format!("must be an IP address and a port, such as 127.0.0.1:8080, not `{text}`"))
 }
@@ -353,6 +340,17 @@ fn usual_audit_file() -> Option<PathBuf> {
         Some(dirs.state_dir().unwrap_or(dirs.data_local_dir()).to_owned())
     };
     Some(home.or_else(state)?.join(Path::new("audit/audit.jsonl")))
+}
+
+/// Files with keys and certificates.
+fn files(raw: &Raw) -> Vec<PathBuf> {
+    let named = raw.upstreams.values().map(|upstream| (&upstream.tls, &upstream.api_key_file));
+    let upstreams = named.chain([(&raw.upstream.tls, &raw.upstream.api_key_file)]);
+    let upstreams = upstreams.flat_map(|(tls, key)| [&tls.ca_file, &tls.cert_file, &tls.key_file, key]);
+    let callers = [&raw.tls.cert_file, &raw.tls.key_file, &raw.tls.client_ca_file];
+    let tenants = raw.tenants.values().map(|tenant| &tenant.keys_file);
+    let remote = [&raw.guard.remote.api_key_file];
+    upstreams.chain(callers).chain(tenants).chain(remote).flatten().map(PathBuf::from).collect()
 }
 
 fn sha256(raw: &impl Serialize) -> String {

@@ -154,14 +154,17 @@ impl Merged {
                 let value = Value::new(Some(&origin), kind);
                 let mut alone = Map::new();
                 insert(&mut alone, path, value.clone());
-                match table(alone, None).try_deserialize::<Raw>() {
+                match serde_path_to_error::deserialize::<_, Raw>(table(alone, None)) {
                     Ok(_) => {
                         insert(good, path, value);
                         self.origins.insert(path.join("."), origin);
                     }
                     Err(error) => {
-                        let message = choices(path, &value).unwrap_or_else(|| message(&error));
-                        self.note(&path.join("."), &origin, message);
+                        // Inside a list or a table of its own, the path says where.
+                        let within = error.path().to_string();
+                        let key = if within.len() > path.join(".").len() { within } else { path.join(".") };
+                        let message = choices(path, &value).unwrap_or_else(|| message(error.inner()));
+                        self.note(&key, &origin, message);
                     }
                 }
             }

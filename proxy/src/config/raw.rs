@@ -7,6 +7,10 @@ mod cache;
 mod operate;
 mod plugins;
 mod remote;
+mod routes;
+mod tenants;
+mod tls;
+mod upstreams;
 
 use std::{collections::BTreeMap, marker::PhantomData};
 
@@ -23,8 +27,12 @@ use serde::{
 pub use self::{
     cache::RawCache,
     operate::{RawAdmin, RawTelemetry},
-    plugins::{RawNamedUpstream, RawPlugin},
+    plugins::RawPlugin,
     remote::{RawRemote, RemoteFallback, RemoteVerdict},
+    routes::{RawRoute, RawRouteGuard, RawRoutePolicy, RawRouteUpstream},
+    tenants::RawTenant,
+    tls::{ClientAuth, RawTls},
+    upstreams::{Http, RawClientTls, RawEmbedded, RawHealth, RawNamedUpstream, RawUpstream},
 };
 
 /// Configuration of the Forethought proxy.
@@ -32,15 +40,23 @@ pub use self::{
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Forethought")]
 pub struct Raw {
-    /// Address and port to listen on. Forethought doesn't authenticate callers: keep it on loopback, or put
-    /// something in front of it that does.
+    /// Address and port to listen on, or `unix:` and the path of a socket. Callers are authenticated only where there are
+    /// `tenants`, or where `tls.client_ca_file` is set: otherwise keep it on loopback, or put something in front of it that
+    /// does.
     pub listen: String,
     /// The listener for those who operate the proxy.
     pub admin: RawAdmin,
+    /// TLS for callers.
+    pub tls: RawTls,
     /// Where allowed requests go.
     pub upstream: RawUpstream,
-    /// Other upstreams, by name, that policies may choose.
+    /// Other upstreams, by name, that routes use and policies may choose.
     pub upstreams: BTreeMap<String, RawNamedUpstream>,
+    /// What is done with which requests: the first route that takes a request counts. Without any, there is one route that
+    /// takes all, to `upstream`.
+    pub routes: Vec<RawRoute>,
+    /// Who may ask, by name. Without any, callers are not authenticated, and their keys go through to the upstream.
+    pub tenants: BTreeMap<String, RawTenant>,
     /// The model that reads requests.
     pub guard: RawGuard,
     /// What the guard found, kept for when the same comes again.
@@ -68,8 +84,11 @@ impl Default for Raw {
         Self {
             listen: "127.0.0.1:8080".to_owned(),
             admin: RawAdmin::default(),
+            tls: RawTls::default(),
             upstream: RawUpstream::default(),
             upstreams: BTreeMap::new(),
+            routes: vec![],
+            tenants: BTreeMap::new(),
             guard: RawGuard::default(),
             cache: RawCache::default(),
             policy: RawPolicy::default(),
@@ -80,71 +99,6 @@ impl Default for Raw {
             audit: RawAudit::default(),
             log: RawLog::default(),
             telemetry: RawTelemetry::default(),
-        }
-    }
-}
-
-/// Where allowed requests go.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawUpstream {
-    /// `embedded`, or the base URL of an OpenAI-compatible API as its clients take it, such as
-    /// `https://llm.example/v1`. A URL without a path means `/v1`.
-    pub url: String,
-    /// Name of an environment variable that holds the upstream's API key. It takes the place of the caller's,
-    /// which is passed on otherwise, in the header of the API that is asked: `authorization`, `x-api-key` or
-    /// `x-goog-api-key`.
-    pub api_key_env: Option<String>,
-    /// File that holds the upstream's API key, instead of `api_key_env`.
-    pub api_key_file: Option<String>,
-    /// Time allowed for opening a connection, in milliseconds.
-    pub connect_timeout_ms: u64,
-    /// Time allowed from sending a request to the head of its answer, in milliseconds.
-    pub response_timeout_ms: u64,
-    /// Time allowed between two pieces of an answer, in milliseconds.
-    pub idle_timeout_ms: u64,
-    /// The small model that answers where `url` is `embedded`.
-    pub embedded: RawEmbedded,
-}
-
-impl Default for RawUpstream {
-    fn default() -> Self {
-        Self {
-            url: "embedded".to_owned(),
-            api_key_env: None,
-            api_key_file: None,
-            connect_timeout_ms: 10_000,
-            response_timeout_ms: 600_000,
-            idle_timeout_ms: 300_000,
-            embedded: RawEmbedded::default(),
-        }
-    }
-}
-
-/// The small model that answers where `upstream.url` is `embedded`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RawEmbedded {
-    /// The model's name in the model store.
-    pub model: String,
-    /// Requests that may wait for the model; more are answered with 503.
-    pub queue: usize,
-    /// Most tokens of an answer where the request names no limit.
-    pub max_tokens: usize,
-    /// Temperature where the request names none. 0 makes answers repeatable.
-    pub temperature: f64,
-    /// Top-p where the request names none.
-    pub top_p: f64,
-}
-
-impl Default for RawEmbedded {
-    fn default() -> Self {
-        Self {
-            model: "smollm2-135m-instruct".to_owned(),
-            queue: 16,
-            max_tokens: 512,
-            temperature: 0.0,
-            top_p: 1.0,
         }
     }
 }
@@ -359,6 +313,17 @@ pub enum Mode {
     Monitor,
     /// Read nothing.
     Off,
+}
+
+impl Mode {
+    /// The word for it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Monitor => "monitor",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// Whether the upstream is asked before the decision.

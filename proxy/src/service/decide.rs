@@ -29,9 +29,14 @@ pub(crate) struct Gate {
 }
 
 impl Gate {
-    pub(super) fn new(guard: Arc<dyn Guard>, patience: Duration) -> Self {
+    pub(crate) fn new(guard: Arc<dyn Guard>, patience: Duration) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         Self { guard, places: Arc::new(Semaphore::new((2 * cores).max(4))), patience }
+    }
+
+    /// The same places, for another guard and with another patience.
+    pub(crate) fn of(&self, guard: Arc<dyn Guard>, patience: Duration) -> Self {
+        Self { guard, places: self.places.clone(), patience }
     }
 
     /// The chain's decision. Gives the evidence back.

@@ -8,13 +8,14 @@ use std::{
 use futures_util::future::{BoxFuture, Either, FutureExt, select};
 use http::{HeaderMap, Request, Response, header, request};
 
-use super::Proxy;
 use crate::{
     Body,
     audit::Exit,
+    live::Route,
     reply::Error,
     server::Cutoff,
-    upstream::{Sent, Upstream},
+    tenants::OwnKey,
+    upstream::{Sent, Trail, Upstream},
 };
 
 /// A request on its way out.
@@ -65,7 +66,7 @@ impl Early<'_> {
     }
 }
 
-impl Proxy {
+impl Route {
     /// Sends a request before it is decided on.
     pub(super) fn early<'a>(
         &'a self,
@@ -111,6 +112,12 @@ impl Proxy {
         request.uri_mut().clone_from(&head.uri);
         request.headers_mut().clone_from(&head.headers);
         request.headers_mut().extend(traced);
+        if let Some(trail) = head.extensions.get::<Trail>() {
+            request.extensions_mut().insert(trail.clone());
+        }
+        if let Some(own) = head.extensions.get::<OwnKey>() {
+            request.extensions_mut().insert(*own);
+        }
         // What is compressed can't be read.
         if read && self.config.response_guard.is_some() {
             let plain = header::HeaderValue::from_static("identity");

@@ -10,23 +10,21 @@ use forethought_core::{
 };
 use tokio::time::timeout;
 
-use super::Proxy;
-use crate::{audit::Exit, cache::Failed, config::OnUnread, policies::Policies, reply::Error};
+use crate::{audit::Exit, cache::Failed, config::OnUnread, live::Route, reply::Error};
 
-impl Proxy {
+impl Route {
     /// What the guard finds of a conversation.
     pub(super) async fn examine(
         &self,
         exit: &mut Exit,
         conversation: Arc<Conversation>,
         facts: &RequestFacts,
-        policies: &Policies,
     ) -> Result<Evidence, Error> {
         let found = match &self.cache {
             None => self.ask_guard(conversation).await,
             Some(cache) => {
                 let tenant = facts.tenant.as_deref();
-                let key = cache.key(tenant, &self.guard.version(), &policies.sha256, &conversation);
+                let key = cache.key(tenant, &self.guard.version(), &self.policies.sha256, &conversation);
                 cache.find(key, self.ask_guard(conversation)).await.map(|(evidence, origin)| {
                     exit.cached(origin);
                     evidence

@@ -3,17 +3,18 @@
 use forethought_core::guard::Options;
 use http::{Response, request};
 
-use super::{Judged, Proxy, early::Outgoing};
+use super::{Judged, early::Outgoing};
 use crate::{
     Body,
     api::{self, answer::Envelope},
     audit::{Disposition, Exit},
     config::Mode,
+    live::Route,
     reply::Error,
     response::{Cut, Reader, Whole},
 };
 
-impl Proxy {
+impl Route {
     /// Sends an allowed request on; where the setting `response_guard` is on, the guard reads the answer too.
     pub(super) async fn read_reply(
         &self,
@@ -26,12 +27,12 @@ impl Proxy {
             return self.forward(exit, head, outgoing).await;
         };
         let response = self.forward(exit, head, outgoing).await?;
-        let Judged { format, request, conversation, facts, policies, .. } = judged;
+        let Judged { format, request, conversation, facts, .. } = judged;
         let reader = Reader {
             format,
             guard: self.guard.clone(),
             gate: self.gate.clone(),
-            policies,
+            policies: self.policies.clone(),
             options: Options { mode: self.config.guard.mode, deadline: Some(self.config.guard.deadline) },
             deadline: self.config.guard.deadline,
             policy: self.config.policy.clone(),

@@ -2,26 +2,25 @@
 
 use std::{error::Error as _, io};
 
-use http::{HeaderName, Request, Response, header};
+use bytes::Bytes;
+use http::{Request, Response, Uri, header};
 use http_body_util::BodyExt;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
-    client::legacy::{self, ResponseFuture, connect::HttpConnector},
+    client::legacy::{self, ResponseFuture},
     rt::{TokioExecutor, TokioTimer},
 };
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::warn;
 
-use super::{REROUTING, Sent, idle::IdleTimeout, strip};
+use super::{REROUTING, Sent, dial::Dial, idle::IdleTimeout, strip};
 use crate::{
     Body,
     api::{Key, Voice},
-    config::UrlUpstream,
+    config::{Http, Secret, UrlUpstream},
     reply::{self, Error},
+    tenants::{KEY_HEADERS, OwnKey},
 };
-
-const X_API_KEY: HeaderName = HeaderName::from_static("x-api-key");
-const X_GOOG_API_KEY: HeaderName = HeaderName::from_static("x-goog-api-key");
 
 pub(super) struct Url {
     config: UrlUpstream,
@@ -29,9 +28,10 @@ pub(super) struct Url {
 }
 
 /// Pooled connections; plain ones need no certificates, which a small container may not have.
+#[derive(Clone)]
 enum Client {
-    Plain(legacy::Client<HttpConnector, Body>),
-    Tls(legacy::Client<HttpsConnector<HttpConnector>, Body>),
+    Plain(legacy::Client<Dial, Body>),
+    Tls(legacy::Client<HttpsConnector<Dial>, Body>),
 }
 
 impl Client {
@@ -43,21 +43,47 @@ impl Client {
     }
 }
 
+/// What is asked for to see whether an upstream is well.
+pub(super) struct Probe {
+    client: Client,
+    target: Uri,
+    key: Option<Secret>,
+}
+
+impl Probe {
+    pub(super) async fn is_good(&self) -> bool {
+        let mut request = Request::new(reply::full(Bytes::new()));
+        *request.uri_mut() = self.target.clone();
+        if let Some(key) = &self.key {
+            request.headers_mut().insert(header::AUTHORIZATION, key.bearer());
+        }
+        self.client.request(request).await.is_ok_and(|response| response.status().as_u16() < 400)
+    }
+}
+
 impl Url {
     pub(super) fn new(config: UrlUpstream) -> io::Result<Self> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(config.connect_timeout));
+        let dial = Dial::new(config.socket.as_deref(), config.connect_timeout);
         let mut builder = legacy::Client::builder(TokioExecutor::new());
         builder.pool_timer(TokioTimer::new()).timer(TokioTimer::new());
+        builder.http2_only(config.http == Http::Two);
         let client = if config.base.is_https() {
-            let tls = HttpsConnectorBuilder::new().with_native_roots()?;
-            Client::Tls(builder.build(tls.https_only().enable_all_versions().wrap_connector(tcp)))
+            let tls = HttpsConnectorBuilder::new().with_tls_config(config.tls.config()?).https_only();
+            Client::Tls(builder.build(match config.http {
+                Http::Auto => tls.enable_all_versions().wrap_connector(dial),
+                Http::One => tls.enable_http1().wrap_connector(dial),
+                Http::Two => tls.enable_http2().wrap_connector(dial),
+            }))
         } else {
-            Client::Plain(builder.build(tcp))
+            Client::Plain(builder.build(dial))
         };
         Ok(Self { config, client })
+    }
+
+    /// A check that asks for `path`.
+    pub(super) fn probe(&self, path: &str) -> Option<Probe> {
+        let target = self.config.base.join(&path.parse().ok()?)?;
+        Some(Probe { client: self.client.clone(), target, key: self.config.key.clone() })
     }
 
     pub(super) async fn send(&self, request: Request<Sent>) -> Result<Response<Body>, Error> {
@@ -75,14 +101,15 @@ impl Url {
         [header::HOST, header::CONTENT_LENGTH, header::EXPECT]
             .iter()
             .for_each(|name| drop(headers.remove(name)));
+        if self.config.key.is_some() || parts.extensions.get::<OwnKey>().is_some() {
+            KEY_HEADERS.iter().for_each(|name| drop(headers.remove(name)));
+        }
         if let Some(key) = &self.config.key {
-            [header::AUTHORIZATION, X_API_KEY, X_GOOG_API_KEY]
-                .iter()
-                .for_each(|name| drop(headers.remove(name)));
+            let [bearer, anthropic, google] = KEY_HEADERS.clone();
             let (name, value) = match voice.key() {
-                Key::Bearer => (header::AUTHORIZATION, key.bearer()),
-                Key::Anthropic => (X_API_KEY, key.plain()),
-                Key::Google => (X_GOOG_API_KEY, key.plain()),
+                Key::Bearer => (bearer, key.bearer()),
+                Key::Anthropic => (anthropic, key.plain()),
+                Key::Google => (google, key.plain()),
             };
             headers.insert(name, value);
         }
@@ -95,10 +122,15 @@ impl Url {
         *outgoing.uri_mut() = uri;
         *outgoing.headers_mut() = headers;
 
-        let after = self.config.response_timeout;
+        let UrlUpstream { response_timeout, idle_timeout, total_timeout, .. } = self.config;
+        let end = total_timeout.map(|total| (Instant::now() + total, total));
+        let (after, setting) = match total_timeout.filter(|total| *total < response_timeout) {
+            Some(total) => (total, "total_timeout_ms"),
+            None => (response_timeout, "response_timeout_ms"),
+        };
         let answer = timeout(after, self.client.request(outgoing)).await;
         let response =
-            answer.map_err(|_| Error::UpstreamTimeout { after })?.map_err(|error| fault(&error))?;
+            answer.map_err(|_| Error::UpstreamTimeout { after, setting })?.map_err(|error| fault(&error))?;
         let (mut parts, body) = response.into_parts();
         // Nobody asked for another protocol.
         if parts.status.is_informational() {
@@ -110,7 +142,7 @@ impl Url {
             parts.headers.remove(header::CONTENT_LENGTH);
         }
         strip(&mut parts.headers);
-        let body = IdleTimeout::new(body.map_err(Into::into).boxed_unsync(), self.config.idle_timeout);
+        let body = IdleTimeout::new(body.map_err(Into::into).boxed_unsync(), idle_timeout, end);
         Ok(Response::from_parts(parts, body.boxed_unsync()))
     }
 }

@@ -58,7 +58,7 @@ impl Guard for ConstantGuard {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let guard = Arc::new(ConstantGuard(Duration::from_micros(cli.guard_us)));
-    match run(&cli.serve, &cli.config, |_| Ok(Models { guard, chat: None })) {
+    match run(&cli.serve, &cli.config, move |_| Ok(Models { guard: guard.clone(), chat: None })) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -23,7 +23,7 @@ fn main() -> std::process::ExitCode {
     let model = FakeModel::telling(vec![ChatEvent::Text("Well".to_owned())]);
     let models = Models { guard: Arc::new(FakeGuard::reading()), chat: Some(Arc::new(model)) };
     let cli = Cli::parse();
-    match run(&cli.serve, &cli.config, |_| Ok(models)) {
+    match run(&cli.serve, &cli.config, move |_| Ok(models.clone())) {
         Ok(()) => std::process::ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("{error:#}");

@@ -74,7 +74,7 @@ fn main() -> Result<()> {
         Cli::Run(args) => tokio::runtime::Runtime::new()?.block_on(soak(&args)),
         Cli::Serve { config, serve } => {
             let guard = Arc::new(FakeGuard::reading().taking(Duration::from_millis(3)).forgetful());
-            run(&serve, &config, |_| Ok(Models { guard, chat: None }))
+            run(&serve, &config, move |_| Ok(Models { guard: guard.clone(), chat: None }))
         }
     }
 }

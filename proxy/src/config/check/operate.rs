@@ -4,7 +4,7 @@ use std::{fmt, net::SocketAddr};
 
 use sha2::{Digest, Sha256};
 
-use super::{Check, listen};
+use super::{Check, address};
 use crate::config::{RawAdmin, RawTelemetry};
 
 /// The listener for those who operate the proxy.
@@ -52,7 +52,7 @@ pub struct TelemetryConfig {
 impl Check<'_> {
     pub(super) fn admin(&mut self, raw: &RawAdmin) -> Option<AdminConfig> {
         let token = self.secret("admin.token", raw.token_env.as_deref(), raw.token_file.as_deref());
-        let listen = self.parsed("admin.listen", listen(raw.listen.as_ref()?))?;
+        let listen = self.parsed("admin.listen", address(raw.listen.as_ref()?))?;
         let named = raw.token_env.is_some() || raw.token_file.is_some();
         self.require("admin.listen", listen.ip().is_loopback() || named, || {
             format!(

@@ -1,14 +1,14 @@
-//! Policy plugins, and the upstreams that they may choose.
+//! Policy plugins, and the header that tells them who asks.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{path::PathBuf, time::Duration};
 
 use forethought_core::policy::OnPolicyFailure;
 use forethought_plugins::{Limits, PluginOptions};
 use http::HeaderName;
 use serde_json::Value;
 
-use super::Check;
-use crate::config::{OnFailure, PluginConfig, RawNamedUpstream, RawPlugin, RawPolicy, UrlUpstream};
+use super::{Check, named};
+use crate::config::{OnFailure, PluginConfig, RawPlugin, RawPolicy};
 
 const KEY: &str = "policy.plugins";
 
@@ -46,9 +46,7 @@ impl Check<'_> {
         self.require(KEY, (1_024..=64 << 20).contains(&output), || {
             format!("`output_bytes` of {path} must be from 1024 to 67108864, not {output}")
         });
-        let word = raw.name.as_ref().is_none_or(|name| {
-            !name.is_empty() && name.len() <= 64 && name.bytes().all(|byte| byte.is_ascii_graphic())
-        });
+        let word = raw.name.as_deref().is_none_or(named);
         self.require(KEY, word, || {
             format!("the name of {path} must be at most 64 characters of visible ASCII without blanks")
         });
@@ -70,19 +68,5 @@ impl Check<'_> {
     pub(super) fn tenant_header(&mut self, name: Option<&str>) -> Option<HeaderName> {
         let parsed = HeaderName::try_from(name?).map_err(|_| "is not the name of a header".to_owned());
         self.parsed("policy.tenant_header", parsed)
-    }
-
-    pub(super) fn upstreams(
-        &mut self,
-        raw: &BTreeMap<String, RawNamedUpstream>,
-    ) -> BTreeMap<String, UrlUpstream> {
-        let named = raw.iter().filter_map(|(name, raw)| {
-            let at = format!("upstreams.{name}");
-            self.require(&at, raw.url != "embedded", || {
-                "must be a URL: `embedded` can only be `upstream.url`".to_owned()
-            });
-            Some((name.clone(), self.url_upstream(&at, &raw.plain())?))
-        });
-        named.collect()
     }
 }

@@ -8,7 +8,7 @@ use crate::{
     reply::Error,
 };
 
-pub(super) enum Route {
+pub(super) enum Reading {
     /// Asks for an answer in this format: the guard reads it.
     Guarded(&'static dyn WireFormat),
     /// Goes upstream unread, by a rule.
@@ -17,17 +17,17 @@ pub(super) enum Route {
 
 /// Only exact matches go anywhere. A path that a server might still take for one that the guard reads never passes unread,
 /// whatever the rules say.
-pub(super) fn route(rules: &PathRules, method: &Method, path: &str) -> Result<Route, Error> {
+pub(super) fn reading(rules: &PathRules, method: &Method, path: &str) -> Result<Reading, Error> {
     let shown = || path.chars().take(200).collect::<String>();
     let format = api::find(path);
     match format {
-        Some(format) if method == Method::POST => return Ok(Route::Guarded(format)),
+        Some(format) if method == Method::POST => return Ok(Reading::Guarded(format)),
         None if api::resembles(path) => return Err(Error::PathUnclear { path: shown() }),
         _ => {}
     }
     let asks = format.is_some() && !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS);
     if !asks && rules.passes(method, path) {
-        return Ok(Route::Pass);
+        return Ok(Reading::Pass);
     }
     Err(Error::PathDenied { method: method.clone(), path: shown() })
 }
@@ -41,9 +41,9 @@ mod tests {
     fn nothing_that_looks_like_a_guarded_path_passes_unread() {
         let rules = PathRules { pass: vec![PathRule::parse("* /**").unwrap()], deny: vec![] };
         let check = |method: &Method, path: &str, expected: Option<&str>| {
-            let found = route(&rules, method, path).ok().map(|route| match route {
-                Route::Guarded(format) => format.name(),
-                Route::Pass => "pass",
+            let found = reading(&rules, method, path).ok().map(|reading| match reading {
+                Reading::Guarded(format) => format.name(),
+                Reading::Pass => "pass",
             });
             assert_eq!(found, expected, "{method} {path}");
         };
