@@ -55,8 +55,7 @@ tune second
 awk 'FNR % 10' "$data"/{long,blunt,ordinary}.jsonl | own second own-new.jsonl
 tune default
 
-bundle default runs/export
-[ -d runs/bundle ] || cp -r runs/export/bundle runs/bundle
+bundle default runs
 if [ ! -e runs/calibrated ]; then
     score runs/bundle runs/validation.jsonl "$data/validation.jsonl"
     "$bin/forethought-trainer" calibrate --bundle runs/bundle --results runs/validation.jsonl --write
@@ -66,9 +65,10 @@ if [ ! -e runs/probed ]; then
     "$bin/forethought-trainer" probe --config "$recipes/probes.toml" --bundle runs/bundle --out runs/probes \
         ${PROBE_FLAGS:-}
     mkdir -p runs/bundle/probes
-    cp runs/probes/probes/*.onnx runs/bundle/probes/
-    # What the report says is to go into guard.toml, a blank line before each table.
-    awk '/^```/ { inside = !inside; next } inside { if (/^\[\[/) print ""; print }' runs/probes/probe.md >> runs/bundle/guard.toml
+    for probe in last-19 mean-8-mlp last-30; do
+        cp "runs/probes/probes/$probe.onnx" runs/bundle/probes/
+        printf '\n[[probes]]\nfile = "probes/%s.onnx"\n' "$probe" >> runs/bundle/guard.toml
+    done
     touch runs/probed
 fi
 if [ ! -e runs/combined ]; then
