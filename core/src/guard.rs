@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     conversation::Conversation,
-    evidence::{Coverage, Evidence, GuardVersion, Phase, PhaseEnd},
+    evidence::{Coverage, Evidence, GuardVersion, Phase, PhaseEnd, Step},
 };
 
 pub use crate::engine::Load;
@@ -106,15 +106,22 @@ pub enum GuardError {
         /// The time that was allowed.
         after: Duration,
     },
-    /// No server of a guard elsewhere answered.
-    #[error("no guard could be asked: {0}")]
-    Unreachable(String),
+    /// No guard answered. The message names servers, so it is for operators: callers are not told of the steps.
+    #[error("no guard could be asked: {}", said(.0))]
+    Unreachable(Vec<Step>),
     /// The model failed.
     #[error("the guard model failed: {0}")]
     Model(String),
     /// The engine is gone, as during shutdown.
     #[error("the guard has stopped")]
     Stopped,
+}
+
+/// The steps that failed, in one line.
+fn said(steps: &[Step]) -> String {
+    let failed = steps.iter().filter(|step| step.outcome != Step::ANSWERED);
+    let said: Vec<_> = failed.map(|step| format!("{}: {}", step.guard, step.outcome)).collect();
+    said.join("; ")
 }
 
 /// A running examination. Dropping it tells the guard to stop work on it.

@@ -65,7 +65,7 @@ pub(crate) enum Error {
          `guard.max_tokens` and `policy.on_truncated`)"
     )]
     Truncated { read: usize, tokens: usize },
-    #[error(transparent)]
+    #[error("{}", guard(.0))]
     Guard(GuardError),
     #[error("{0}, so the request is not passed on (the plugin's setting `on_failure`)")]
     Policy(PolicyFailure),
@@ -106,6 +106,14 @@ pub(crate) enum Error {
     Unsupported { param: String, message: &'static str },
     #[error(transparent)]
     Generate(GenerateError),
+}
+
+/// What callers are told of a guard's error: nothing of where its servers are, and how they do.
+fn guard(error: &GuardError) -> String {
+    match error {
+        GuardError::Unreachable(_) => "no guard could be asked, so the request is not passed on".to_owned(),
+        error => error.to_string(),
+    }
 }
 
 /// Whether a client should send the same request again.

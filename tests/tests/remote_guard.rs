@@ -168,8 +168,12 @@ async fn the_verdict_is_the_same_by_logprobs_and_by_text() {
 async fn a_server_that_cannot_tell_is_an_error_where_logprobs_are_asked_for() {
     let server = server(false).await;
     let guard = guard(RemoteOptions { verdicts: Verdicts::Logprobs, ..options(&[&server.host()]) });
-    let error = evidence(&guard, Mode::Direct).await.unwrap_err();
-    assert!(error.to_string().contains("no log-probabilities"), "{error}");
+    // The second time too: what the first one learnt must not change what is asked for.
+    for _ in 0..2 {
+        let error = evidence(&guard, Mode::Direct).await.unwrap_err();
+        assert!(error.to_string().contains("no log-probabilities"), "{error}");
+    }
+    assert_eq!(server.seen().len(), 2, "nothing else is asked");
     let error = evidence(&guard, Mode::Probe).await.unwrap_err();
     assert!(error.to_string().contains("no probes"), "{error}");
 }
@@ -202,6 +206,127 @@ async fn a_slow_server_is_hedged() {
     slow.left(1).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn one_odd_answer_does_not_change_how_verdicts_are_read() {
+    // One server tells nothing; the other has an entry without a number.
+    let silent = server(false).await;
+    let telling = FakeUpstream::start(|seen| {
+        let top = json!([
+            {"id": 0, "token": "x", "logprob": null},
+            {"id": BASE.harmful, "token": "?", "logprob": -0.1},
+            {"id": BASE.benign, "token": "?", "logprob": -0.1 - MARGIN},
+        ]);
+        let body: Value = serde_json::from_slice(&seen.body).unwrap();
+        match body["logit_bias"].is_null() {
+            true => said(" harmful", json!({"content": [{"top_logprobs": top}]})),
+            false => answer(seen, true),
+        }
+    })
+    .await;
+    let guard = guard(options(&[&silent.host(), &telling.host()]));
+    let asks = |server: &FakeUpstream| {
+        let seen = server.seen();
+        let bodies = seen.iter().map(|seen| serde_json::from_slice::<Value>(&seen.body).unwrap());
+        bodies.filter(|body| !body["logprobs"].is_null()).count()
+    };
+    for _ in 0..4 {
+        evidence(&guard, Mode::Direct).await.unwrap();
+    }
+    assert_eq!((asks(&silent), asks(&telling)), (1, 3), "only the one that tells nothing is not asked again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_ignores_biases_is_an_error() {
+    for label in [BASE.harmful, BASE.benign] {
+        let server =
+            FakeUpstream::start(move |_| said(&BASE.tokenizer.decode(&[label]).unwrap(), Value::Null));
+        let server = server.await;
+        let guard = guard(RemoteOptions { verdicts: Verdicts::Text, ..options(&[&server.host()]) });
+        for _ in 0..2 {
+            let error = evidence(&guard, Mode::Direct).await.unwrap_err();
+            assert!(error.to_string().contains("does not follow `logit_bias`"), "{error}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conversation_that_servers_reject_opens_no_breaker() {
+    let status = Arc::new(AtomicUsize::new(400));
+    let now = status.clone();
+    let server = FakeUpstream::start(move |seen| match now.load(SeqCst) {
+        200 => answer(seen, true),
+        status => {
+            let status = u16::try_from(status).unwrap();
+            Respond::Whole(Response::builder().status(status).body(Bytes::from_static(b"{}")).unwrap())
+        }
+    })
+    .await;
+    let guard = guard(options(&[&server.host()]));
+    for rejected in [400, 413, 422] {
+        status.store(rejected, SeqCst);
+        for _ in 0..4 {
+            let error = evidence(&guard, Mode::Direct).await.unwrap_err();
+            assert!(error.to_string().contains(&format!("status {rejected}")), "{error}");
+        }
+        status.store(200, SeqCst);
+        evidence(&guard, Mode::Direct).await.unwrap();
+    }
+    // What is the server's own trouble does open it.
+    for failed in [429, 500, 401] {
+        let guard = self::guard(options(&[&server.host()]));
+        status.store(failed, SeqCst);
+        for _ in 0..4 {
+            evidence(&guard, Mode::Direct).await.unwrap_err();
+        }
+        status.store(200, SeqCst);
+        let error = evidence(&guard, Mode::Direct).await.unwrap_err();
+        assert!(error.to_string().contains("left alone"), "{failed}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_hangs_is_given_up_in_time_for_the_next() {
+    let (hung, alive) = (FakeUpstream::start(|_| Respond::Hang).await, server(true).await);
+    let guard =
+        guard(RemoteOptions { timeout: Duration::from_secs(3), ..options(&[&hung.host(), &alive.host()]) });
+    let mut late = 0;
+    let mut left_alone = 0;
+    for _ in 0..8 {
+        let found = evidence(&guard, Mode::Direct).await.unwrap();
+        assert!(found.steps.contains(&Step::new(alive.host(), Step::ANSWERED)), "{:?}", found.steps);
+        let of_hung =
+            |what: &str| found.steps.iter().any(|s| s.guard == hung.host() && s.outcome.contains(what));
+        late += usize::from(of_hung("in time"));
+        left_alone += usize::from(of_hung("left alone"));
+    }
+    assert!(late >= 1 && left_alone >= 1, "{late} {left_alone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn servers_that_hang_leave_time_for_the_local_guard_and_are_left_alone() {
+    let hung = FakeUpstream::start(|_| Respond::Hang).await;
+    let local = FakeGuard::scoring(0.01);
+    let remote = RemoteOptions { timeout: Duration::from_millis(300), batch: 1, ..options(&[&hung.host()]) };
+    let chain = Arc::new(chain(remote, &local, Last::Fail));
+    // More than there are places for: those that wait do not wait for ever.
+    let asked: Vec<_> = (0..4)
+        .map(|_| {
+            let chain = chain.clone();
+            tokio::spawn(async move { evidence(&*chain, Mode::Direct).await })
+        })
+        .collect();
+    let since = Instant::now();
+    for one in asked {
+        assert_eq!(one.await.unwrap().unwrap().score, 0.01);
+    }
+    for _ in 0..4 {
+        evidence(&*chain, Mode::Direct).await.unwrap();
+    }
+    let found = evidence(&*chain, Mode::Direct).await.unwrap();
+    assert!(found.steps[0].outcome.contains("left alone"), "{:?}", found.steps);
+    assert!(since.elapsed() < Duration::from_secs(15));
+}
+
 /// A chain as the configuration makes it.
 fn chain(remote: RemoteOptions, local: &FakeGuard, last: Last) -> Fallback {
     let remote: Arc<dyn Guard> = Arc::new(guard(remote));
@@ -227,8 +352,9 @@ async fn a_server_that_dies_half_way_is_replaced_by_the_local_guard() {
     let found = evidence(&chain(options(&[&server.host()]), &local, Last::Fail), Mode::Reason).await.unwrap();
     assert_eq!(found.score, 0.01);
     let steps: Vec<_> = found.steps.iter().map(|step| step.guard.as_str()).collect();
-    assert_eq!(steps, ["remote", "local"]);
-    assert!(found.steps[0].outcome.contains(" broke "), "{:?}", found.steps);
+    assert_eq!(steps, [server.host(), server.host(), "local".to_owned()], "{:?}", found.steps);
+    assert_eq!(found.steps[0].outcome, Step::ANSWERED);
+    assert!(found.steps[1].outcome.starts_with("broke "), "{:?}", found.steps);
     assert!(asked.load(SeqCst) >= 2);
 }
 
@@ -240,17 +366,24 @@ async fn where_all_fail_the_policies_decide_or_the_request_is_denied() {
         let broken = FakeGuard::failing(GuardError::Model("broken".to_owned()));
         let guard = chain(options(&[&dead]), &broken, last);
         let proxy = TestProxy::guarded(Arc::new(guard), &upstream.url(), plugin).await;
-        proxy.client().chat(&chat("hello", json!({}))).await;
+        let reply = proxy.client().chat(&chat("hello", json!({}))).await;
+        let told = format!("{reply:?}");
+        assert!(
+            !told.contains(&dead) && !told.contains("broken"),
+            "callers learn nothing of servers: {told}"
+        );
         let record = proxy.records().await.remove(0);
         assert_eq!((&record["decision"], &record["signal"]), (&json!(decision), &signal), "{record:#}");
         record
     };
     let record = check(Last::Fail, "", "deny", Value::Null).await;
     assert_eq!(record["error"], "guard_unreachable");
+    assert_eq!(record["steps"][0], json!({"guard": dead, "outcome": "can't be reached"}));
+    assert_eq!(record["steps"][1]["guard"], "local");
     let record = check(Last::Policy, "", "refuse", json!("unassessed")).await;
     let steps: Vec<_> =
         record["steps"].as_array().unwrap().iter().map(|step| step["guard"].as_str().unwrap()).collect();
-    assert_eq!(steps, ["remote", "local", "policy"]);
+    assert_eq!(steps, [&*dead, "local", "policy"]);
     // A threshold that nothing reaches is the operator's own choice.
     check(Last::Policy, "policy.threshold = 1.5", "allow", json!("unassessed")).await;
 }

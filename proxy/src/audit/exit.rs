@@ -116,6 +116,7 @@ impl Exit {
     /// Notes what the guard found.
     pub(crate) fn found(&mut self, evidence: &Evidence) {
         self.record.found = Some(Found::new(evidence, self.slot.text()));
+        self.record.steps.clone_from(&evidence.steps);
         self.record.timings.guard = Some(evidence.timings);
         self.metrics.found(evidence);
     }

@@ -123,6 +123,9 @@ pub(crate) struct Record {
     pub(crate) error: Option<&'static str>,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) found: Option<Found>,
+    /// The guards that were asked, where there are several, and what came of it: also where none of them answered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) steps: Vec<Step>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) prompt: Option<Prompt>,
     pub(crate) version: &'static str,
@@ -195,9 +198,6 @@ pub(crate) struct Found {
     assessment: Option<String>,
     pub(crate) coverage: Coverage,
     pub(crate) guard: GuardVersion,
-    /// The guards that were asked, where there are several.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    steps: Vec<Step>,
 }
 
 impl Found {
@@ -220,7 +220,6 @@ impl Found {
             assessment: written.map(|a| a.assessment.clone()),
             coverage: evidence.coverage.clone(),
             guard: evidence.guard.clone(),
-            steps: evidence.steps.clone(),
         }
     }
 }

@@ -40,6 +40,11 @@ impl Breaker {
         }
     }
 
+    /// Whether nothing speaks against the one that it guards.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().next.is_none()
+    }
+
     /// Returns whether it closes by this success.
     pub(crate) fn succeeded(&self) -> bool {
         std::mem::take(&mut *self.lock()).next.is_some()

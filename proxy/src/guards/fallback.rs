@@ -95,18 +95,17 @@ async fn ask(
                 None => break GuardError::Stopped,
             }
         };
-        steps.push(Step::new(name, error.to_string()));
+        match &error {
+            GuardError::Unreachable(asked) => steps.extend(asked.iter().cloned()),
+            error => steps.push(Step::new(name, error.to_string())),
+        }
     }
     match last {
         Last::Fail => Event::Failed(match error {
             // What is overloaded may be asked again.
             error @ GuardError::Overloaded { .. } => error,
             error if guards.len() == 1 => error,
-            _ => {
-                let said: Vec<_> =
-                    steps.iter().map(|step| format!("{}: {}", step.guard, step.outcome)).collect();
-                GuardError::Unreachable(said.join("; "))
-            }
+            _ => GuardError::Unreachable(steps),
         }),
         Last::Policy => Event::Done(Box::new(unassessed(version, steps, called))),
     }

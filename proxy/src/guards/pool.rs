@@ -1,7 +1,11 @@
 //! Servers of one model: who is asked, who is asked too when the first is slow, and who is left alone.
 
 use std::{
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
+    collections::VecDeque,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
     time::{Duration, Instant},
 };
 
@@ -19,6 +23,10 @@ use crate::{client::Client, config::Secret, upstream::BaseUrl};
 
 /// Most of an answer that is read: logits of a few tokens, and two phases of text.
 const ANSWER: usize = 1 << 20;
+/// How long something holds that was found out of a server.
+const HOLDS: Duration = Duration::from_secs(300);
+/// What is noted of servers that were still asked when the time was over.
+const LATE: &str = "did not answer in time";
 
 /// How servers are asked.
 #[derive(Clone, Debug)]
@@ -44,18 +52,51 @@ pub(super) struct Pool {
     turn: AtomicUsize,
 }
 
-struct Server {
+/// One of the servers.
+pub(super) struct Server {
     /// Host and port: how it is named in evidence.
     name: String,
     uri: Uri,
     client: Client,
     key: Option<HeaderValue>,
     breaker: Breaker,
+    /// It answers without log-probabilities.
+    pub(super) tells_nothing: Learnt,
+    /// It does what `logit_bias` says.
+    pub(super) follows_bias: Learnt,
 }
 
-/// No server gave an answer; the steps say why.
-#[derive(Debug)]
-pub(super) struct NoAnswer;
+/// What was found out of a server. It holds for a while: another one may come to listen at its address.
+#[derive(Default)]
+pub(super) struct Learnt(Mutex<Option<Instant>>);
+
+impl Learnt {
+    pub(super) fn learn(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    pub(super) fn holds(&self) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|since| since.elapsed() < HOLDS)
+    }
+}
+
+/// Why no server gave an answer; the steps say more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoAnswer {
+    /// A server does not take this request, and the next one would not either.
+    Rejected,
+    /// The time is over.
+    Late,
+    /// All failed, or are left alone.
+    Failed,
+}
+
+/// What is wrong with one server's answer.
+enum Problem {
+    /// It is well, but does not take this request.
+    Rejected(String),
+    Failed(String),
+}
 
 impl Pool {
     pub(super) fn new(options: &PoolOptions) -> std::io::Result<Self> {
@@ -68,24 +109,44 @@ impl Pool {
                 uri,
                 key: options.key.as_ref().map(Secret::bearer),
                 breaker: Breaker::new(options.breaker_failures, options.breaker_pause),
+                tells_nothing: Learnt::default(),
+                follows_bias: Learnt::default(),
             })
         };
         let servers = options.urls.iter().map(server).collect::<std::io::Result<_>>()?;
         Ok(Self { servers, hedge_after: options.hedge_after, turn: AtomicUsize::new(0) })
     }
 
-    /// The first good answer to `body` of any server, by `until`. Notes in `steps` who failed, and who answered.
+    /// Whether some server is such.
+    pub(super) fn any(&self, which: impl Fn(&Server) -> bool) -> bool {
+        self.servers.iter().any(which)
+    }
+
+    /// The first good answer to `body` of any such server, by `until`, and whose it is. Notes in `steps` who failed, and
+    /// who answered.
+    ///
+    /// A server that says nothing is given up in time for the next one: each has an equal share of what is left.
     pub(super) async fn ask(
         &self,
         body: &Value,
         until: Instant,
+        which: impl Fn(&Server) -> bool,
         steps: &mut Vec<Step>,
-    ) -> Result<Value, NoAnswer> {
-        let body = Bytes::from(body.to_string());
+    ) -> Result<(&Server, Value), NoAnswer> {
+        if Instant::now() >= until {
+            return Err(NoAnswer::Late);
+        }
         let first = self.turn.fetch_add(1, Relaxed);
-        let mut next = (0..self.servers.len()).map(|i| &self.servers[(first + i) % self.servers.len()]);
+        let turn = (0..self.servers.len()).map(|i| &self.servers[(first + i) % self.servers.len()]);
+        let mut race = Race {
+            untried: turn.filter(|server| which(server)).collect(),
+            running: Vec::new(),
+            body: Bytes::from(body.to_string()),
+            until,
+            steps,
+        };
         let mut asked = FuturesUnordered::new();
-        asked.extend(start(&mut next, &body, until, steps));
+        asked.extend(race.start());
         let hedge = async {
             match self.hedge_after {
                 Some(after) => sleep(after).await,
@@ -96,70 +157,100 @@ impl Pool {
         let mut hedged = false;
         loop {
             tokio::select! {
+                biased;
                 answer = asked.next() => match answer {
-                    None => return Err(NoAnswer),
+                    None if Instant::now() >= until => return Err(NoAnswer::Late),
+                    None => return Err(NoAnswer::Failed),
                     Some((server, Ok(answer))) => {
                         server.breaker.succeeded();
-                        note(steps, &server.name, Step::ANSWERED);
-                        return Ok(answer);
+                        note(race.steps, &server.name, Step::ANSWERED);
+                        return Ok((server, answer));
                     }
-                    Some((server, Err(problem))) => {
-                        note(steps, &server.name, &problem);
-                        if server.breaker.failed(Instant::now()) {
-                            warn!("the guard server {} {problem}; it is left alone for a while", server.name);
-                        }
-                        asked.extend(start(&mut next, &body, until, steps));
+                    Some((server, Err(Problem::Rejected(problem)))) => {
+                        server.breaker.succeeded();
+                        note(race.steps, &server.name, &problem);
+                        return Err(NoAnswer::Rejected);
+                    }
+                    Some((server, Err(Problem::Failed(problem)))) => {
+                        race.failed(server, &problem);
+                        asked.extend(race.start());
                     }
                 },
                 () = &mut hedge, if !hedged => {
                     hedged = true;
-                    asked.extend(start(&mut next, &body, until, steps));
+                    asked.extend(race.start());
                 }
                 () = sleep_until(until.into()) => {
-                    note(steps, "remote", "ran out of time");
-                    return Err(NoAnswer);
+                    for server in std::mem::take(&mut race.running) {
+                        race.failed(server, LATE);
+                    }
+                    return Err(NoAnswer::Late);
                 }
             }
         }
     }
 }
 
-type Asked<'a> = BoxFuture<'a, (&'a Server, Result<Value, String>)>;
+type Asked<'a> = BoxFuture<'a, (&'a Server, Result<Value, Problem>)>;
 
-/// Asks the next server that is not to be left alone.
-fn start<'a>(
-    servers: &mut impl Iterator<Item = &'a Server>,
-    body: &Bytes,
+/// One request, and who has it.
+struct Race<'a, 's> {
+    untried: VecDeque<&'a Server>,
+    running: Vec<&'a Server>,
+    body: Bytes,
     until: Instant,
-    steps: &mut Vec<Step>,
-) -> Option<Asked<'a>> {
-    let server = servers.find(|server| {
-        let admits = server.breaker.admits(Instant::now());
-        if !admits {
-            note(steps, &server.name, "is left alone, because it failed before");
+    steps: &'s mut Vec<Step>,
+}
+
+impl<'a> Race<'a, '_> {
+    /// Asks the next server that is not to be left alone.
+    fn start(&mut self) -> Option<Asked<'a>> {
+        let server = loop {
+            let server = self.untried.pop_front()?;
+            if server.breaker.admits(Instant::now()) {
+                break server;
+            }
+            note(self.steps, &server.name, "is left alone, because it failed before");
+        };
+        self.running.push(server);
+        let others = self.untried.iter().filter(|server| server.breaker.is_closed()).count();
+        let left = self.until.saturating_duration_since(Instant::now());
+        let time = left / u32::try_from(1 + others).unwrap_or(u32::MAX);
+        let body = self.body.clone();
+        Some(async move { (server, server.ask(body, time).await) }.boxed())
+    }
+
+    fn failed(&mut self, server: &'a Server, problem: &str) {
+        self.running.retain(|running| !std::ptr::eq(*running, server));
+        note(self.steps, &server.name, problem);
+        if server.breaker.failed(Instant::now()) {
+            warn!("the guard server {} {problem}; it is left alone for a while", server.name);
         }
-        admits
-    })?;
-    let body = body.clone();
-    Some(async move { (server, server.ask(body, until).await) }.boxed())
+    }
 }
 
 impl Server {
-    async fn ask(&self, body: Bytes, until: Instant) -> Result<Value, String> {
+    async fn ask(&self, body: Bytes, time: Duration) -> Result<Value, Problem> {
+        let failed = |problem: &str| Problem::Failed(problem.to_owned());
         let mut request = Request::post(self.uri.clone())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
-            .map_err(|_| "has an address that can't be asked".to_owned())?;
+            .map_err(|_| failed("has an address that can't be asked"))?;
         if let Some(key) = &self.key {
             request.headers_mut().insert(header::AUTHORIZATION, key.clone());
         }
-        let time = until.saturating_duration_since(Instant::now());
-        let answer = self.client.send(request, ANSWER, time).await.map_err(|error| error.to_string())?;
+        let answer = self.client.send(request, ANSWER, time).await;
+        let answer = answer.map_err(|error| Problem::Failed(error.to_string()))?;
+        let said = |status: StatusCode| format!("answered with status {}", status.as_u16());
         match answer.status() {
             StatusCode::OK => {
-                serde_json::from_slice(answer.body()).map_err(|_| "did not answer in JSON".into())
+                serde_json::from_slice(answer.body()).map_err(|_| failed("did not answer in JSON"))
             }
-            status => Err(format!("answered with status {}", status.as_u16())),
+            // That is about this conversation, which a caller chose: others must not suffer from it.
+            status @ (StatusCode::BAD_REQUEST
+            | StatusCode::PAYLOAD_TOO_LARGE
+            | StatusCode::UNPROCESSABLE_ENTITY) => Err(Problem::Rejected(said(status))),
+            status => Err(Problem::Failed(said(status))),
         }
     }
 }

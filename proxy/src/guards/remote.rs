@@ -7,12 +7,13 @@
 
 mod answer;
 mod session;
+mod verdict;
 
 use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicUsize, Ordering::Relaxed},
     },
     time::{Duration, Instant},
 };
@@ -29,7 +30,7 @@ use forethought_core::{
     },
     model::{Checkpoint, ModelError, Tokenizer},
 };
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::timeout};
 
 use self::session::Session;
 use super::pool::Pool;
@@ -56,7 +57,8 @@ pub struct RemoteOptions {
     pub model: String,
     /// How the verdict is read.
     pub verdicts: Verdicts,
-    /// Time for one examination; less than the whole deadline leaves some for another guard.
+    /// Time for one examination, the last third of it for the verdict; less than the whole deadline leaves some for
+    /// another guard.
     pub timeout: Duration,
     /// Examinations at once.
     pub batch: usize,
@@ -93,8 +95,6 @@ struct Remote {
     labels: [String; 2],
     pool: Pool,
     options: RemoteOptions,
-    /// Whether the servers turned out to give no log-probabilities.
-    tells_nothing: AtomicBool,
     places: Semaphore,
     waiting: AtomicUsize,
 }
@@ -123,11 +123,17 @@ impl RemoteGuard {
             tokenizer,
             prompt,
             pool: Pool::new(&options.pool)?,
-            tells_nothing: AtomicBool::new(options.verdicts == Verdicts::Text),
             places: Semaphore::new(options.batch.max(1)),
             waiting: AtomicUsize::new(0),
             options,
         })))
+    }
+}
+
+impl Remote {
+    /// Time for an examination, waiting for a place included.
+    fn time(&self, options: Options) -> Duration {
+        options.deadline.unwrap_or(self.options.timeout).min(self.options.timeout)
     }
 }
 
@@ -149,8 +155,10 @@ impl Guard for RemoteGuard {
         let place = Waiting::new(remote.clone());
         tokio::spawn(async move {
             let work = async {
+                let after = remote.time(options);
                 // The semaphore is never closed.
-                let _permit = remote.places.acquire().await.ok();
+                let permit = timeout(after, remote.places.acquire()).await;
+                let _permit = permit.map_err(|_| GuardError::Deadline { after })?;
                 drop(place);
                 // Long conversations take a while to tokenize.
                 let reading = {

@@ -32,7 +32,12 @@ impl Route {
             }
         };
         let evidence = found.map_err(|failed| match failed {
-            Failed::Guard(error) => Error::Guard(error),
+            Failed::Guard(error) => {
+                if let GuardError::Unreachable(steps) = &error {
+                    exit.record.steps.clone_from(steps);
+                }
+                Error::Guard(error)
+            }
             Failed::Truncated { read, tokens } => Error::Truncated { read, tokens },
         })?;
         let coverage = &evidence.coverage;

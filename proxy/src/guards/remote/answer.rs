@@ -18,15 +18,25 @@ pub(super) fn written(answer: &Value) -> usize {
     count.and_then(|count| usize::try_from(count).ok()).unwrap_or_default()
 }
 
+/// Whether the server tells log-probabilities at all, in whatever shape.
+pub(super) fn tells(answer: &Value) -> bool {
+    answer.pointer("/choices/0/logprobs").is_some_and(|logprobs| !logprobs.is_null())
+}
+
 /// The likeliest first tokens and their log-probabilities; `None` where the server tells none. There are two shapes: lists
-/// of objects, as in the chat API, and one map from text to number, as in the older one.
+/// of objects, as in the chat API, and one map from text to number, as in the older one. Entries that are not whole are
+/// left out: a server may have no number for a token that can't come.
 pub(super) fn first_tokens(answer: &Value) -> Option<Vec<(Token<'_>, f64)>> {
     let logprobs = answer.pointer("/choices/0/logprobs")?;
     if let Some(top) = logprobs.pointer("/content/0/top_logprobs").and_then(Value::as_array) {
-        return top.iter().map(token).collect();
+        return Some(top.iter().filter_map(token).collect());
     }
     let top = logprobs.pointer("/top_logprobs/0")?.as_object()?;
-    top.iter().map(|(text, logprob)| Some((Token { id: None, text }, logprob.as_f64()?))).collect()
+    Some(
+        top.iter()
+            .filter_map(|(text, logprob)| Some((Token { id: None, text }, logprob.as_f64()?)))
+            .collect(),
+    )
 }
 
 fn token(entry: &Value) -> Option<(Token<'_>, f64)> {
@@ -73,6 +83,8 @@ mod tests {
         check(chat(json!([{"id": 8, "token": " a", "logprob": -0.5}])), None);
         check(json!({"top_logprobs": [{" a": -0.25, " b": -2}]}), Some(-0.25));
         check(json!({"top_logprobs": [{"token_id:7": -0.25}]}), Some(-0.25));
+        check(chat(json!([{"token": "x", "logprob": null}, {"token": " a", "logprob": -0.5}])), Some(-0.5));
+        check(json!({"top_logprobs": [{"x": null, " a": -0.25}]}), Some(-0.25));
         check(Value::Null, None);
         check(json!({"top_logprobs": null}), None);
     }

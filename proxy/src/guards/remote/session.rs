@@ -1,6 +1,6 @@
 //! One examination by a server: as [`forethought_core::guard::LocalGuard`] does it, a request at a time.
 
-use std::{sync::atomic::Ordering::Relaxed, time::Instant};
+use std::time::Instant;
 
 use forethought_core::{
     evidence::{Assessment, Coverage, Evidence, Hazard, Path, Phase, PhaseEnd, Step, Timings, Verdict},
@@ -9,18 +9,12 @@ use forethought_core::{
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::UnboundedSender;
 
-use super::{Remote, Verdicts, answer};
+use super::{Remote, answer};
+use crate::guards::pool::NoAnswer;
 
-/// How many of the likeliest tokens are asked for: the most that common servers give.
-const TOP: usize = 20;
-/// The bias that leaves only some tokens, and the margins that are told apart under it. APIs take at most 100.
-const BIAS: f64 = 80.0;
-const MARGIN: f64 = 12.0;
-/// Halvings of the range of margins: the last one is right to 0.05.
-const HALVINGS: usize = 8;
-
+/// One examination.
 pub(super) struct Session<'a> {
-    remote: &'a Remote,
+    pub(super) remote: &'a Remote,
     events: &'a UnboundedSender<Event>,
     mode: Mode,
     called: Instant,
@@ -28,7 +22,7 @@ pub(super) struct Session<'a> {
     /// When phases are closed, and when the verdict must be there.
     soft: Instant,
     hard: Instant,
-    steps: Vec<Step>,
+    pub(super) steps: Vec<Step>,
     timings: Timings,
 }
 
@@ -39,15 +33,15 @@ impl<'a> Session<'a> {
         options: Options,
         called: Instant,
     ) -> Self {
-        let time = options.deadline.unwrap_or(remote.options.timeout).min(remote.options.timeout);
+        let time = remote.time(options);
         Self {
             remote,
             events,
             mode: options.mode,
             called,
             started: Instant::now(),
-            soft: called + time,
-            hard: called + time + time / 2,
+            soft: called + time * 2 / 3,
+            hard: called + time,
             steps: Vec::new(),
             timings: Timings::default(),
         }
@@ -183,66 +177,6 @@ impl<'a> Session<'a> {
         if score.is_finite() { Ok(score) } else { Err(malformed("a verdict that is no number")) }
     }
 
-    /// The harmful label's logit minus the benign one's.
-    async fn margin(&mut self, read: &[u32], until: Instant) -> Result<f64, GuardError> {
-        if !self.remote.tells_nothing.load(Relaxed) {
-            let mut body = self.request(read, 1);
-            body["logprobs"] = json!(TOP);
-            let told = match self.ask_by(&body, until).await {
-                Ok(answer) => self.told(&answer),
-                // A server that takes no such parameter says so.
-                Err(_) if self.was_rejected() => None,
-                Err(error) => return Err(error),
-            };
-            match told {
-                Some(margin) => return Ok(margin),
-                None if self.remote.options.verdicts == Verdicts::Logprobs => {
-                    return Err(malformed("no log-probabilities of the verdict"));
-                }
-                None => {}
-            }
-        }
-        self.searched(read, until).await
-    }
-
-    /// The margin by log-probabilities; `None` where they do not tell it.
-    fn told(&self, answer: &Value) -> Option<f64> {
-        let Some(tokens) = answer::first_tokens(answer) else {
-            self.remote.tells_nothing.store(true, Relaxed);
-            return None;
-        };
-        let prompt = &self.remote.prompt;
-        let [harmful, benign] = &self.remote.labels;
-        let find = |label: &[u32], text: &str| {
-            let found = tokens.iter().find(|(token, _)| label.first().is_some_and(|&id| token.is(id, text)));
-            found.map(|(_, logprob)| *logprob)
-        };
-        Some(find(&prompt.harmful, harmful)? - find(&prompt.benign, benign)?)
-    }
-
-    /// The margin by text: under a bias that leaves only the two labels, the one wins that has the greater logit; how much
-    /// more bias the other one needs to win is the margin. Found by halving.
-    async fn searched(&mut self, read: &[u32], until: Instant) -> Result<f64, GuardError> {
-        let prompt = &self.remote.prompt;
-        let label = |label: &[u32]| label.first().copied().ok_or_else(|| malformed("no labels"));
-        let (harmful, benign) = (label(&prompt.harmful)?, label(&prompt.benign)?);
-        let (mut low, mut high) = (-MARGIN, MARGIN);
-        for _ in 0..HALVINGS {
-            let middle = f64::midpoint(low, high);
-            let mut body = self.request(read, 1);
-            body["logit_bias"] = biased([(harmful, BIAS - middle), (benign, BIAS)]);
-            let answer = self.ask_by(&body, until).await?;
-            let text = answer::text(&answer).unwrap_or_default();
-            // Harmful wins where its logit less the middle is the greater: where the margin is above the middle.
-            match self.remote.labels.iter().position(|label| label.trim() == text.trim()) {
-                Some(0) => low = middle,
-                Some(_) => high = middle,
-                None => return Err(malformed("neither label, so it does not follow `logit_bias`")),
-            }
-        }
-        Ok(f64::midpoint(low, high))
-    }
-
     /// The hazard, by its tokens one after the other, of those that may follow; `None` where the server does not keep to
     /// them.
     async fn hazard(&mut self, score: f64, read: Vec<u32>) -> Option<Hazard> {
@@ -257,7 +191,7 @@ impl<'a> Session<'a> {
         loop {
             let mut body = self.request(&read, 1);
             body["logit_bias"] = biased(tree.ids().map(|id| (id, 100.0)));
-            let answer = self.ask_by(&body, self.hard).await.ok()?;
+            let (_, answer) = remote.pool.ask(&body, self.hard, |_| true, &mut self.steps).await.ok()?;
             let text = answer::text(&answer)?;
             let decodes = |id: &u32| remote.tokenizer.decode(&[*id]).is_ok_and(|own| own == text);
             let id = tree.ids().find(decodes)?;
@@ -269,7 +203,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn request(&self, prompt: &[u32], max_tokens: usize) -> Value {
+    pub(super) fn request(&self, prompt: &[u32], max_tokens: usize) -> Value {
         json!({
             "model": self.remote.options.model,
             "prompt": prompt,
@@ -280,26 +214,16 @@ impl<'a> Session<'a> {
 
     /// An answer, or `None` where the time to write is over.
     async fn ask(&mut self, body: &Value, until: Instant) -> Result<Option<Value>, GuardError> {
-        match self.ask_by(body, until).await {
-            Ok(answer) => Ok(Some(answer)),
-            Err(_) if Instant::now() >= until => Ok(None),
-            Err(error) => Err(error),
+        match self.remote.pool.ask(body, until, |_| true, &mut self.steps).await {
+            Ok((_, answer)) => Ok(Some(answer)),
+            Err(NoAnswer::Late) => Ok(None),
+            Err(_) => Err(self.unreachable()),
         }
     }
 
-    async fn ask_by(&mut self, body: &Value, until: Instant) -> Result<Value, GuardError> {
-        let answer = self.remote.pool.ask(body, until, &mut self.steps).await;
-        answer.map_err(|_| {
-            let said = self.steps.iter().filter(|step| step.outcome != Step::ANSWERED);
-            let said: Vec<_> = said.map(|step| format!("{} {}", step.guard, step.outcome)).collect();
-            GuardError::Unreachable(said.join(", "))
-        })
-    }
-
-    /// Whether the last server to be asked did not like the request.
-    fn was_rejected(&self) -> bool {
-        self.remote.options.verdicts == Verdicts::Auto
-            && self.steps.last().is_some_and(|step| step.outcome.starts_with("answered with status 4"))
+    /// The error where no server answered.
+    pub(super) fn unreachable(&self) -> GuardError {
+        GuardError::Unreachable(self.steps.clone())
     }
 }
 
@@ -312,11 +236,11 @@ fn remote_ids(remote: &Remote, text: &str) -> Vec<u32> {
     remote.tokenizer.encode_text(text).ok().filter(|ids| ids.len() == 1).unwrap_or_default()
 }
 
-fn biased(tokens: impl IntoIterator<Item = (u32, f64)>) -> Value {
+pub(super) fn biased(tokens: impl IntoIterator<Item = (u32, f64)>) -> Value {
     Value::Object(tokens.into_iter().map(|(id, bias)| (id.to_string(), json!(bias))).collect::<Map<_, _>>())
 }
 
-fn malformed(what: &str) -> GuardError {
+pub(super) fn malformed(what: &str) -> GuardError {
     GuardError::Model(format!("the guard's server gave {what}"))
 }
 
