@@ -289,6 +289,10 @@ pub struct Evidence {
     /// What each probe says.
     #[serde(default)]
     pub probes: Vec<ProbeReading>,
+    /// Whether something is missing that the guard would have said, because its time was over or a server failed: a
+    /// phase's end, or the hazard. What no hazard was named for lack of time is told apart so from what falls under none.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub partial: bool,
     /// What was read and what was not.
     pub coverage: Coverage,
     /// What it cost.

@@ -212,7 +212,7 @@ fn with_evidence<R>(evidence: &Evidence, f: impl FnOnce(wit::Evidence<'_>) -> R)
         signal: match evidence.path {
             Path::Probe => wit::Signal::Probe,
             Path::Reason => wit::Signal::Reason,
-            // Without a direct score, which tells it from a verdict: this version has no word for it.
+            // This version has no word for what no guard has read. There is no direct score then, and all parts are unread.
             Path::Direct | Path::Unassessed => wit::Signal::Direct,
         },
         hazard: evidence.hazard.as_ref().map(|hazard| hazard.as_str()),

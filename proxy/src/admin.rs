@@ -13,21 +13,25 @@ use std::{
 };
 
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
-use hyper::{body::Incoming, service::service_fn};
-use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::conn::auto,
-};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use serde_json::{Value, json};
-use tokio::{net::TcpListener, sync::Semaphore, time::sleep};
+use tokio::{
+    net::TcpListener,
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
 use tracing::{debug, warn};
 
 use crate::{Body, Proxy, Reloader, config::AdminConfig, metrics, reply};
 
 /// Connections served at once: a few scrapers and probes.
 const CONNECTIONS: usize = 64;
-/// Time for a request's head, and for an idle connection.
-const HEAD: Duration = Duration::from_secs(30);
+/// Time for a request's head, and for an idle connection. Whoever holds connections open without a word must not keep
+/// scrapers and probes out for long.
+const HEAD: Duration = Duration::from_secs(10);
+/// Time for a connection, whatever it does.
+const CONNECTION: Duration = Duration::from_secs(300);
 /// How long to wait after an error of `accept`, such as no more file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -54,7 +58,7 @@ impl Admin {
         }
     }
 
-    /// Serves HTTP/1.1 and HTTP/2 until it is dropped.
+    /// Serves HTTP/1.1 until it is dropped.
     pub async fn serve(self: Arc<Self>, listener: TcpListener) {
         let permits = Arc::new(Semaphore::new(CONNECTIONS));
         loop {
@@ -74,11 +78,13 @@ impl Admin {
                     let admin = admin.clone();
                     async move { Ok::<_, Infallible>(admin.answer(&request).await) }
                 });
-                let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD);
-                builder.http2().timer(TokioTimer::new()).keep_alive_interval(HEAD);
-                if let Err(error) = builder.serve_connection(TokioIo::new(stream), service).await {
-                    debug!("a connection of the admin listener ended early: {error}");
+                let mut builder = http1::Builder::new();
+                builder.timer(TokioTimer::new()).header_read_timeout(HEAD);
+                let connection = builder.serve_connection(TokioIo::new(stream), service);
+                match timeout(CONNECTION, connection).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => debug!("a connection of the admin listener ended early: {error}"),
+                    Err(_) => debug!("a connection of the admin listener was open for too long"),
                 }
                 drop(permit);
             });

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use forethought_core::{
     conversation::Conversation,
-    evidence::{Evidence, GuardVersion, Path, PhaseEnd, Timings},
+    evidence::{Evidence, GuardVersion, Path, PhaseEnd, Step, Timings},
     guard::GuardError,
 };
 use moka::future::Cache as Store;
@@ -101,7 +101,7 @@ impl Cache {
             hash.update((bytes.len() as u64).to_le_bytes());
             hash.update(bytes);
         };
-        add(b"forethought verdict 1");
+        add(b"forethought verdict 2");
         add(if tenant.is_some() { b"tenant" } else { b"" });
         add(tenant.unwrap_or_default().as_bytes());
         add(&serde_json::to_vec(guard).unwrap_or_default());
@@ -169,9 +169,11 @@ fn again(evidence: &Evidence) -> Evidence {
     Evidence { timings: Timings::default(), ..evidence.clone() }
 }
 
-/// Whether the same would be found again: a guard that was hurried might say more the next time.
+/// Whether the same would be found again: a guard that was hurried might say more the next time, and so might one whose
+/// servers failed. A hazard that was not named would spare a conversation the thresholds of its hazard.
 fn is_lasting(evidence: &Evidence) -> bool {
     let hurried =
         evidence.assessment.as_ref().is_some_and(|written| written.ends.contains(&PhaseEnd::Deadline));
-    !hurried && evidence.path != Path::Unassessed
+    let answered = evidence.steps.iter().all(|step| step.outcome == Step::ANSWERED);
+    !hurried && !evidence.partial && answered && evidence.path != Path::Unassessed
 }

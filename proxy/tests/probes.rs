@@ -209,6 +209,7 @@ fn hostile() -> (Trace, Checked) {
             score: 0.5,
             threshold: 0.25,
         }],
+        partial: false,
         coverage: Coverage::default(),
         timings: Timings::default(),
         guard: GuardVersion { bundle: "<i>".to_owned(), ..GuardVersion::default() },

@@ -77,6 +77,7 @@ pub fn evidence(score: f64) -> Evidence {
         probe_score: None,
         combined_score: None,
         probes: vec![],
+        partial: false,
         coverage: Coverage { tokens: 10, tokens_read: 10, windows: 1, ..Coverage::default() },
         timings: Timings { prompt_tokens: 10, generated_tokens: 5, ..Timings::default() },
         guard: version(),

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use std::{collections::BTreeMap, io::Write, process::Command};
+use std::{collections::BTreeMap, io::Write, process::Command, time::Duration};
 
 use forethought_core::guard::GuardError;
 use forethought_proxy::{
@@ -12,6 +12,7 @@ use forethought_proxy::{
 use forethought_tests::{Client, FakeGuard, FakeUpstream, TestProxy, chat, evidence, json_headers};
 use http::{HeaderMap, Method, StatusCode, header};
 use serde_json::json;
+use tokio::io::AsyncWriteExt;
 
 const ADMIN: &str = "admin.listen = \"127.0.0.1:0\"\n";
 const ANSWER: &str = r#"{"choices":[{"message":{"role":"assistant","content":"hello"}}]}"#;
@@ -32,6 +33,24 @@ async fn scrape(proxy: &TestProxy) -> BTreeMap<String, f64> {
         (name.to_owned(), value.parse().unwrap())
     };
     samples.map(sample).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_do_not_keep_operators_out() {
+    let upstream = FakeUpstream::answering(ANSWER).await;
+    let proxy = TestProxy::start(&FakeGuard::scoring(0.0), &upstream.url(), ADMIN).await;
+    let address = proxy.admin.unwrap();
+    let mut silent = Vec::new();
+    for nth in 0..70 {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        // Some say nothing at all, some begin and stop.
+        if nth % 2 == 1 {
+            stream.write_all(b"GET /healthz HT").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    let asked = tokio::time::timeout(Duration::from_secs(60), get(&proxy.operator(), "/healthz")).await;
+    assert_eq!(asked.expect("an answer").status, StatusCode::OK);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use std::{
 };
 
 use forethought_core::{
-    evidence::{Evidence, PhaseEnd},
+    evidence::{Evidence, Path, PhaseEnd, Step},
     guard::GuardError,
 };
 use forethought_tests::{FakeGuard, FakeUpstream, Hold, TestProxy, chat, evidence, json_headers};
@@ -133,6 +133,29 @@ async fn entries_end_and_failures_are_not_kept() {
     tokio::time::sleep(Duration::from_millis(400)).await;
     ask(&proxy, "hello", "").await;
     assert_eq!(asked.load(SeqCst), 5, "an entry ends");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_whole_is_not_kept() {
+    let upstream = FakeUpstream::answering("{}").await;
+    let check = async |change: fn(&mut Evidence), examinations: usize| {
+        let guard = FakeGuard::finding(move |_| {
+            let mut found = evidence(0.4);
+            change(&mut found);
+            Ok(found)
+        });
+        let proxy = TestProxy::start(&guard, &upstream.url(), CACHE).await;
+        for _ in 0..2 {
+            ask(&proxy, "hello", "").await;
+        }
+        assert_eq!(guard.seen().len(), examinations);
+    };
+    check(|_| {}, 1).await;
+    check(|found| found.steps.push(Step::new("remote", Step::ANSWERED)), 1).await;
+    // The hazard was not named: a threshold for it would hold the next time.
+    check(|found| found.partial = true, 2).await;
+    check(|found| found.steps.push(Step::new("remote", "did not answer in time")), 2).await;
+    check(|found| found.path = Path::Unassessed, 2).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

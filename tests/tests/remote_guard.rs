@@ -285,6 +285,24 @@ async fn a_conversation_that_servers_reject_opens_no_breaker() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hazard_that_could_not_be_asked_for_is_told() {
+    let check = async |fails: bool| {
+        let server = FakeUpstream::start(move |seen| {
+            let body: Value = serde_json::from_slice(&seen.body).unwrap();
+            match fails && !body["logit_bias"].is_null() {
+                true => Respond::Whole(Response::builder().status(500).body(Bytes::new()).unwrap()),
+                false => answer(seen, true),
+            }
+        })
+        .await;
+        let found = evidence(&guard(options(&[&server.host()])), Mode::Direct).await.unwrap();
+        assert_eq!((found.hazard.is_none(), found.partial), (fails, fails));
+    };
+    check(false).await;
+    check(true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_hangs_is_given_up_in_time_for_the_next() {
     let (hung, alive) = (FakeUpstream::start(|_| Respond::Hang).await, server(true).await);
     let guard =
@@ -384,6 +402,7 @@ async fn where_all_fail_the_policies_decide_or_the_request_is_denied() {
     let steps: Vec<_> =
         record["steps"].as_array().unwrap().iter().map(|step| step["guard"].as_str().unwrap()).collect();
     assert_eq!(steps, [&*dead, "local", "policy"]);
+    assert_eq!(record["coverage"]["unread"], json!({"text": 1}), "nothing was read");
     // A threshold that nothing reaches is the operator's own choice.
     check(Last::Policy, "policy.threshold = 1.5", "allow", json!("unassessed")).await;
 }

@@ -45,6 +45,8 @@ pub(super) struct ExamineTask {
     trace: Option<Trace>,
     phases: [Written; 2],
     hazard: Option<Hazard>,
+    /// Whether there was no time for the hazard.
+    partial: bool,
     clock: Clock,
 }
 
@@ -104,6 +106,7 @@ impl ExamineTask {
             trace: trace.then(Trace::default),
             phases: Default::default(),
             hazard: None,
+            partial: false,
             clock: Clock { called, started: None, read: None, probes: Duration::ZERO, prompt_tokens: 0 },
         }
     }
@@ -218,7 +221,11 @@ impl ExamineTask {
 
     /// With the score known, asks for the hazard where one is to be named.
     fn ask_hazard(&mut self, score: f64, lane: &mut Lane) -> ControlFlow<()> {
-        if score < self.asked.manifest.hazards.from || self.is_late() {
+        if score < self.asked.manifest.hazards.from {
+            return self.finish();
+        }
+        if self.is_late() {
+            self.partial = true;
             return self.finish();
         }
         let prompt = &self.asked.prompt;
@@ -275,6 +282,7 @@ impl ExamineTask {
             ends: std::array::from_fn(|i| self.phases[i].end.unwrap_or(PhaseEnd::Complete)),
             score,
         });
+        let hurried = self.phases.iter().any(|phase| phase.end == Some(PhaseEnd::Deadline));
         let path = match (self.decided, &assessment) {
             (Some(_), _) => Path::Probe,
             (None, Some(_)) => Path::Reason,
@@ -290,6 +298,7 @@ impl ExamineTask {
             probe_score: probes.score(&self.probe_scores, &manifest.combine),
             combined_score: self.combined_score,
             probes: probes.readings(&self.probe_scores),
+            partial: self.partial || hurried,
             coverage: std::mem::take(&mut self.coverage),
             timings,
             guard: version.clone(),

@@ -50,6 +50,23 @@ pub fn tokenize(
     Ok((coverage, windows.into_iter().map(|window| ids[window].to_vec()).collect()))
 }
 
+/// The coverage of a conversation that no guard has read: all its parts are unread, by kind.
+pub fn nothing_read(conversation: &Conversation) -> Coverage {
+    let Coverage { roles, .. } = coverage(conversation);
+    let mut unread = BTreeMap::new();
+    for (_, part) in conversation.parts() {
+        let kind = match part {
+            Part::Text { .. } => "text",
+            Part::Reasoning { .. } => "reasoning",
+            Part::ToolCall { .. } => "tool_call",
+            Part::ToolResult { .. } => "tool_result",
+            Part::Unread { kind } => kind,
+        };
+        *unread.entry(kind.to_owned()).or_default() += 1;
+    }
+    Coverage { roles, unread, ..Coverage::default() }
+}
+
 /// Counts what the transcript holds; tokens and windows are still to be filled in.
 fn coverage(conversation: &Conversation) -> Coverage {
     let mut coverage = Coverage::default();

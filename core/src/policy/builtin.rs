@@ -82,6 +82,7 @@ pub(super) mod tests {
             probe_score: None,
             combined_score: None,
             probes: vec![],
+            partial: false,
             coverage: Coverage::default(),
             timings: Timings::default(),
             guard: GuardVersion::default(),

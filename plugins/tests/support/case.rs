@@ -52,6 +52,7 @@ pub(crate) fn case() -> (RequestFacts, Conversation, Evidence) {
             score: 1.0,
             threshold: 0.5,
         }],
+        partial: false,
         coverage: Coverage {
             roles: [(Role::User, 1)].into(),
             unread: [("image_url".to_owned(), 1)].into(),

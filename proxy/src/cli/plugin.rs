@@ -134,6 +134,7 @@ fn sample() -> (Conversation, Evidence) {
         probe_score: None,
         combined_score: None,
         probes: vec![],
+        partial: false,
         coverage: Coverage { tokens: 40, tokens_read: 40, windows: 1, ..Coverage::default() },
         timings: Timings::default(),
         guard: GuardVersion { bundle: "sample".to_owned(), ..GuardVersion::default() },

@@ -194,6 +194,7 @@ impl Recorded {
             probe_score: self.probe_score,
             combined_score: self.combined_score,
             probes: self.probes,
+            partial: false,
             coverage: self.coverage,
             timings: Timings::default(),
             guard: self.guard,

@@ -9,7 +9,7 @@ use std::{
 use forethought_core::{
     conversation::Conversation,
     evidence::{Coverage, Evidence, GuardVersion, Path, Step, Timings},
-    guard::{Event, Examination, Guard, GuardError, Load, Options},
+    guard::{Event, Examination, Guard, GuardError, Load, Options, transcript},
 };
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -107,12 +107,15 @@ async fn ask(
             error if guards.len() == 1 => error,
             _ => GuardError::Unreachable(steps),
         }),
-        Last::Policy => Event::Done(Box::new(unassessed(version, steps, called))),
+        Last::Policy => {
+            let coverage = transcript::nothing_read(&conversation);
+            Event::Done(Box::new(unassessed(version, coverage, steps, called)))
+        }
     }
 }
 
 /// What policies decide on where no guard could be asked.
-fn unassessed(guard: GuardVersion, mut steps: Vec<Step>, called: Instant) -> Evidence {
+fn unassessed(guard: GuardVersion, coverage: Coverage, mut steps: Vec<Step>, called: Instant) -> Evidence {
     steps.push(Step::new("policy", "decides without an assessment"));
     Evidence {
         score: 1.0,
@@ -123,7 +126,8 @@ fn unassessed(guard: GuardVersion, mut steps: Vec<Step>, called: Instant) -> Evi
         probe_score: None,
         combined_score: None,
         probes: vec![],
-        coverage: Coverage::default(),
+        partial: false,
+        coverage,
         timings: Timings { total_ms: called.elapsed().as_secs_f64() * 1e3, ..Timings::default() },
         guard,
         steps,

@@ -100,6 +100,7 @@ impl Guard for FakeGuard {
                 probe_score: None,
                 combined_score: None,
                 probes: vec![],
+                partial: false,
                 coverage,
                 timings: Timings {
                     queue_ms: 5.0,

@@ -154,6 +154,7 @@ impl TestEvidence {
             probe_score: self.probe_score,
             combined_score: self.combined_score,
             probes: self.probes.clone(),
+            partial: false,
             coverage: Coverage { tokens: 10, tokens_read: 10, windows: 1, ..Coverage::default() },
             timings: Timings::default(),
             guard: GuardVersion::default(),

@@ -87,10 +87,12 @@ impl<'a> Session<'a> {
                 (Some(assessment), score, read)
             }
         };
-        let hazard = match score >= remote.manifest.hazards.from && Instant::now() < self.soft {
-            true => self.hazard(score, read).await,
-            false => None,
+        let (hazard, partial) = match score >= remote.manifest.hazards.from {
+            true if Instant::now() >= self.soft => (None, true),
+            true => self.hazard(score, read).await.map_or((None, true), |hazard| (hazard, false)),
+            false => (None, false),
         };
+        let hurried = assessment.as_ref().is_some_and(|written| written.ends.contains(&PhaseEnd::Deadline));
         self.timings.queue_ms = (self.started - self.called).as_secs_f64() * 1e3;
         self.timings.decode_ms = ms(writing);
         self.timings.total_ms = ms(self.called);
@@ -103,6 +105,7 @@ impl<'a> Session<'a> {
             probe_score: None,
             combined_score: None,
             probes: vec![],
+            partial: partial || hurried,
             coverage,
             timings: self.timings,
             guard: remote.version.clone(),
@@ -177,9 +180,11 @@ impl<'a> Session<'a> {
         if score.is_finite() { Ok(score) } else { Err(malformed("a verdict that is no number")) }
     }
 
-    /// The hazard, by its tokens one after the other, of those that may follow; `None` where the server does not keep to
-    /// them.
-    async fn hazard(&mut self, score: f64, read: Vec<u32>) -> Option<Hazard> {
+    /// The hazard, by its tokens one after the other, of those that may follow.
+    ///
+    /// # Errors
+    /// The servers fail, or do not keep to those tokens.
+    async fn hazard(&mut self, score: f64, read: Vec<u32>) -> Result<Option<Hazard>, GuardError> {
         let remote = self.remote;
         let prompt = &remote.prompt;
         let label = match Verdict::from_score(score) {
@@ -191,14 +196,16 @@ impl<'a> Session<'a> {
         loop {
             let mut body = self.request(&read, 1);
             body["logit_bias"] = biased(tree.ids().map(|id| (id, 100.0)));
-            let (_, answer) = remote.pool.ask(&body, self.hard, |_| true, &mut self.steps).await.ok()?;
-            let text = answer::text(&answer)?;
+            let answer = remote.pool.ask(&body, self.hard, |_| true, &mut self.steps).await;
+            let (_, answer) = answer.map_err(|_| self.unreachable())?;
+            let text = answer::text(&answer).ok_or_else(|| malformed("no text"))?;
             let decodes = |id: &u32| remote.tokenizer.decode(&[*id]).is_ok_and(|own| own == text);
-            let id = tree.ids().find(decodes)?;
-            tree = tree.child(id)?;
-            if let Some(hazard) = tree.settled() {
-                return hazard.clone();
+            let next = tree.ids().find(decodes).and_then(|id| tree.child(id).map(|next| (id, next)));
+            let (id, next) = next.ok_or_else(|| malformed("no hazard"))?;
+            if let Some(hazard) = next.settled() {
+                return Ok(hazard.clone());
             }
+            tree = next;
             read.push(id);
         }
     }
