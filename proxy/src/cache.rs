@@ -6,14 +6,17 @@
 
 mod redis;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
 
 use forethought_core::{
     conversation::Conversation,
     evidence::{Evidence, GuardVersion, Path, PhaseEnd, Step, Timings},
     guard::GuardError,
 };
-use moka::future::Cache as Store;
+use moka::{Expiry, future::Cache as Store};
 use sha2::{Digest, Sha256};
 
 use self::redis::Redis;
@@ -59,13 +62,25 @@ pub(crate) enum Failed {
 /// Bounded by bytes and by age.
 pub(crate) struct Cache {
     store: Store<Key, Arc<Kept>>,
-    redis: Option<Redis>,
+    redis: Option<Arc<Redis>>,
+    ttl: Duration,
     across_tenants: bool,
 }
 
 struct Kept {
     evidence: Evidence,
     bytes: u32,
+    /// The time that it holds from now on: what comes from Redis is older.
+    left: Duration,
+}
+
+/// Ends each entry after its own time.
+struct Ends;
+
+impl Expiry<Key, Arc<Kept>> for Ends {
+    fn expire_after_create(&self, _: &Key, kept: &Arc<Kept>, _: Instant) -> Option<Duration> {
+        Some(kept.left)
+    }
 }
 
 /// What `or_try_insert_with` does not keep.
@@ -80,20 +95,23 @@ impl Cache {
         let store = Store::builder()
             .weigher(|_, kept: &Arc<Kept>| kept.bytes)
             .max_capacity(config.max_bytes)
-            .time_to_live(config.ttl)
+            .expire_after(Ends)
             .build();
-        let redis = config.redis.as_ref().map(|redis| Redis::new(redis, config.ttl));
-        Self { store, redis, across_tenants: config.across_tenants }
+        let redis = config.redis.as_ref().map(|redis| Arc::new(Redis::new(redis, config.ttl)));
+        Self { store, redis, ttl: config.ttl, across_tenants: config.across_tenants }
     }
 
-    /// The key of a conversation. `policies` stands for all that is configured of guard and policies.
+    /// The key of a conversation; `None` where it has none, and must be examined. `policies` stands for all that is
+    /// configured of guard and policies.
     pub(crate) fn key(
         &self,
         tenant: Option<&str>,
         guard: &GuardVersion,
         policies: &str,
         conversation: &Conversation,
-    ) -> Key {
+    ) -> Option<Key> {
+        let guard = serde_json::to_vec(guard).ok()?;
+        let conversation = serde_json::to_vec(conversation).ok()?;
         let tenant = tenant.filter(|_| !self.across_tenants);
         let mut hash = Sha256::new();
         // Each part with its length, so that none runs into the next.
@@ -104,16 +122,17 @@ impl Cache {
         add(b"forethought verdict 2");
         add(if tenant.is_some() { b"tenant" } else { b"" });
         add(tenant.unwrap_or_default().as_bytes());
-        add(&serde_json::to_vec(guard).unwrap_or_default());
+        add(&guard);
         add(policies.as_bytes());
-        add(&serde_json::to_vec(conversation).unwrap_or_default());
-        Key(hash.finalize().into())
+        add(&conversation);
+        Some(Key(hash.finalize().into()))
     }
 
-    /// The evidence under `key`, by `examine` where there is none yet.
+    /// The evidence under `key`, by `examine` where there is none yet. `guard` is the one that the key is of.
     pub(crate) async fn find(
         &self,
         key: Key,
+        guard: &GuardVersion,
         examine: impl Future<Output = Result<Evidence, Failed>>,
     ) -> Result<(Evidence, Origin), Failed> {
         if let Some(kept) = self.store.get(&key).await {
@@ -123,22 +142,23 @@ impl Cache {
         let own = OnceLock::new();
         let begin = async {
             if let Some(redis) = &self.redis
-                && let Some((evidence, bytes)) = redis.get(&key).await
+                && let Some(kept) = redis.get(&key).await
+                && is_sound(&kept.evidence, guard)
             {
                 let _ = own.set(Origin::Redis);
-                return Ok(Arc::new(Kept { evidence, bytes }));
+                return Ok(Arc::new(kept));
             }
             let _ = own.set(Origin::Miss);
             let evidence = examine.await.map_err(Not::Found)?;
-            if !is_lasting(&evidence) {
+            if !is_lasting(&evidence) || evidence.guard != *guard {
                 return Err(Not::Kept(Box::new(evidence)));
             }
-            let json = serde_json::to_vec(&evidence).unwrap_or_default();
-            let bytes = u32::try_from(json.len() + OVERHEAD).unwrap_or(u32::MAX);
+            let Ok(json) = serde_json::to_vec(&evidence) else { return Err(Not::Kept(Box::new(evidence))) };
+            let bytes = size(&json);
             if let Some(redis) = &self.redis {
-                redis.set(&key, json).await;
+                redis.set(key, json);
             }
-            Ok(Arc::new(Kept { evidence, bytes }))
+            Ok(Arc::new(Kept { evidence, bytes, left: self.ttl }))
         };
         let kept = self.store.entry(key).or_try_insert_with(begin).await;
         let origin = own.get().copied().unwrap_or(Origin::Shared);
@@ -164,9 +184,22 @@ impl Cache {
 /// What an entry takes beside its evidence.
 const OVERHEAD: usize = 256;
 
-/// Evidence of before: it cost nothing this time.
+fn size(json: &[u8]) -> u32 {
+    u32::try_from(json.len() + OVERHEAD).unwrap_or(u32::MAX)
+}
+
+/// Evidence of before: it cost nothing this time, and nobody was asked.
 fn again(evidence: &Evidence) -> Evidence {
-    Evidence { timings: Timings::default(), ..evidence.clone() }
+    Evidence { timings: Timings::default(), steps: vec![], ..evidence.clone() }
+}
+
+/// Whether evidence from elsewhere is what this guard could have found and this cache would have kept.
+fn is_sound(evidence: &Evidence, guard: &GuardVersion) -> bool {
+    let scores = [Some(evidence.score), evidence.direct_score, evidence.probe_score, evidence.combined_score];
+    let written = evidence.assessment.as_ref().map(|written| written.score);
+    let probes = evidence.probes.iter().map(|probe| probe.score);
+    let mut scores = scores.into_iter().flatten().chain(written).chain(probes);
+    scores.all(|score| (0.0..=1.0).contains(&score)) && evidence.guard == *guard && is_lasting(evidence)
 }
 
 /// Whether the same would be found again: a guard that was hurried might say more the next time, and so might one whose
@@ -177,3 +210,6 @@ fn is_lasting(evidence: &Evidence) -> bool {
     let answered = evidence.steps.iter().all(|step| step.outcome == Step::ANSWERED);
     !hurried && !evidence.partial && answered && evidence.path != Path::Unassessed
 }
+
+#[cfg(test)]
+mod tests;

@@ -253,8 +253,9 @@ impl Metrics {
             ("policy", timings.policy_ms),
             ("upstream", timings.upstream_ms),
         ];
+        // A stage that did not run took no time.
         for (stage, time) in stages {
-            if let Some(time) = seconds(time) {
+            if let Some(time) = seconds(time).filter(|time| *time > 0.0) {
                 self.stages.with_label_values(&[route, stage]).observe(time);
             }
         }
@@ -284,8 +285,8 @@ impl Metrics {
         self.cache.with_label_values(&[origin.as_str()]).inc();
     }
 
-    /// The guard has read a conversation.
-    pub(crate) fn found(&self, evidence: &Evidence) {
+    /// There is evidence on a conversation, for which the guard has `worked` now or before.
+    pub(crate) fn found(&self, evidence: &Evidence, worked: bool) {
         self.scores.with_label_values(&[evidence.path.as_str()]).observe(evidence.score);
         if let Some(gap) = evidence.activation_gap() {
             self.gaps.observe(gap);
@@ -294,6 +295,9 @@ impl Metrics {
             let labels = [probe.name.as_str(), &probe.layer.to_string()];
             self.probes.with_label_values(&labels).observe(probe.score);
             self.probes_harmful.with_label_values(&labels).inc_by(probe.is_harmful().into());
+        }
+        if !worked {
+            return;
         }
         let count = |count: usize| count as u64;
         let timings = &evidence.timings;

@@ -173,15 +173,21 @@ impl Trace {
 
     /// The guard's own work, which is a generation too: a model in this process reads and writes.
     fn guard(&self, start: SystemTime, end: SystemTime, record: &Record) {
+        let cache = record.cache.map(|origin| KeyValue::new("forethought.cache", origin));
         let Some(found) = &record.found else {
             return self.child("guard", start, end, vec![]);
         };
+        if record.timings.guard.is_none() {
+            // Found before: nothing is generated now.
+            let score = KeyValue::new("forethought.score", found.score);
+            return self.child("guard", start, end, cache.into_iter().chain([score]).collect());
+        }
         let builder = self
             .tracer
             .span_builder(format!("chat {}", found.guard.base_model))
             .with_kind(SpanKind::Internal)
             .with_start_time(start)
-            .with_attributes(guard(found, record));
+            .with_attributes(guard(found, record).into_iter().chain(cache));
         let mut span = builder.start_with_context(&self.tracer, &self.root);
         span.add_event_with_timestamp(
             "gen_ai.evaluation.result",

@@ -56,6 +56,7 @@ async fn the_same_is_asked_once_for_each_tenant() {
         "forethought_cache_requests_total{result=\"hit\"} 3",
         "forethought_cache_requests_total{result=\"miss\"} 5",
         "forethought_guard_tokens_total{kind=\"read\"} 50",
+        "forethought_coverage_tokens_total{state=\"read\"} 50",
     ] {
         assert!(text.contains(line), "{line}\n{text}");
     }
@@ -64,6 +65,8 @@ async fn the_same_is_asked_once_for_each_tenant() {
         records.iter().map(|r| (r["cache"].as_str().unwrap(), r["decision"].as_str().unwrap())).collect();
     assert_eq!(found[0], ("miss", "allow"));
     assert_eq!(found[1], ("hit", "allow"));
+    assert!(records[0]["timings"]["guard"].is_object());
+    assert!(records[1]["timings"]["guard"].is_null(), "a hit has cost nothing");
     // What is kept is what was found; the policy decides anew.
     assert_eq!(found[6..], [("miss", "refuse"), ("hit", "refuse")]);
     assert_eq!(records[7]["score"], json!(0.97));
@@ -99,6 +102,45 @@ async fn equal_requests_at_once_are_one_examination() {
         one.await.unwrap();
     }
     assert_eq!(guard.seen().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_outlives_who_leaves() {
+    let upstream = FakeUpstream::answering("{}").await;
+    let hold = Hold::new();
+    let guard = FakeGuard::reading().held(&hold);
+    let proxy = Arc::new(TestProxy::start(&guard, &upstream.url(), CACHE).await);
+    let (one, other) = (proxy.clone(), proxy.clone());
+    let leader = tokio::spawn(async move { ask(&one, "hello", "a").await });
+    guard.begun(1).await;
+    let follower = tokio::spawn(async move { ask(&other, "hello", "a").await });
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(guard.seen().len(), 1, "the second waits for the first one's examination");
+    leader.abort();
+    guard.begun(2).await;
+    hold.release();
+    follower.await.unwrap();
+    assert_eq!(guard.seen().len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_has_a_deadline() {
+    let upstream = FakeUpstream::answering("{}").await;
+    let guard = FakeGuard::hanging();
+    let toml = format!("{CACHE}[guard]\ndeadline_ms = 200\n");
+    let proxy = Arc::new(TestProxy::start(&guard, &upstream.url(), &toml).await);
+    let asked: Vec<_> = (0..3)
+        .map(|_| {
+            let proxy = proxy.clone();
+            tokio::spawn(
+                async move { proxy.client().chat(&chat("hello", json!({}))).await.code().to_owned() },
+            )
+        })
+        .collect();
+    for one in asked {
+        let code = tokio::time::timeout(Duration::from_secs(20), one).await.expect("in time").unwrap();
+        assert_eq!(code, "guard_deadline");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,6 +272,8 @@ async fn replicas_share_by_redis_and_live_without_it() {
     let second = TestProxy::start(&guards[1], &upstream.url(), &toml).await;
     let asked = || [guards[0].seen().len(), guards[1].seen().len()];
     ask(&first, "harm", "a").await;
+    // It is written beside the request.
+    tokio::time::sleep(Duration::from_millis(500)).await;
     ask(&second, "harm", "a").await;
     assert_eq!(asked(), [1, 0], "the second replica has it from Redis");
     ask(&second, "harm", "b").await;

@@ -1,6 +1,6 @@
 //! A conversation as one text, and the windows in which a long one is read.
 
-use std::{fmt::Write, ops::Range};
+use std::{collections::BTreeMap, fmt::Write, ops::Range};
 
 use serde::{Deserialize, Serialize};
 

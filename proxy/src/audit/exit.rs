@@ -117,8 +117,10 @@ impl Exit {
     pub(crate) fn found(&mut self, evidence: &Evidence) {
         self.record.found = Some(Found::new(evidence, self.slot.text()));
         self.record.steps.clone_from(&evidence.steps);
-        self.record.timings.guard = Some(evidence.timings);
-        self.metrics.found(evidence);
+        // What was found before has cost nothing now.
+        let worked = self.record.cache.is_none_or(|origin| origin == Origin::Miss.as_str());
+        self.record.timings.guard = worked.then_some(evidence.timings);
+        self.metrics.found(evidence, worked);
     }
 
     /// Notes where the evidence comes from.

@@ -57,9 +57,16 @@ impl Guard for Fallback {
         self.guards.first().map(|(_, guard)| guard.version()).unwrap_or_default()
     }
 
-    /// The one of the guards that is asked first.
+    /// The queue of the guard that is asked first, and the work of all.
     fn load(&self) -> Load {
-        self.guards.first().map(|(_, guard)| guard.load()).unwrap_or_default()
+        let mut loads = self.guards.iter().map(|(_, guard)| guard.load());
+        let first = loads.next().unwrap_or_default();
+        loads.fold(first, |all, load| Load {
+            running: all.running + load.running,
+            steps: all.steps + load.steps,
+            lanes: all.lanes + load.lanes,
+            ..all
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! Having the guard read a conversation, or finding what it said of the same one before.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use forethought_core::{
     conversation::Conversation,
@@ -23,12 +23,19 @@ impl Route {
         let found = match &self.cache {
             None => self.ask_guard(conversation).await,
             Some(cache) => {
-                let tenant = facts.tenant.as_deref();
-                let key = cache.key(tenant, &self.guard.version(), &self.policies.sha256, &conversation);
-                cache.find(key, self.ask_guard(conversation)).await.map(|(evidence, origin)| {
-                    exit.cached(origin);
-                    evidence
-                })
+                let (tenant, guard) = (facts.tenant.as_deref(), self.guard.version());
+                match cache.key(tenant, &guard, &self.policies.sha256, &conversation) {
+                    None => self.ask_guard(conversation).await,
+                    Some(key) => {
+                        // A request that waits for another one's examination has a deadline of its own.
+                        let found = cache.find(key, &guard, self.ask_guard(conversation));
+                        let found = timeout(self.patience(), found).await;
+                        found.unwrap_or_else(|_| Err(self.hung())).map(|(evidence, origin)| {
+                            exit.cached(origin);
+                            evidence
+                        })
+                    }
+                }
             }
         };
         let evidence = found.map_err(|failed| match failed {
@@ -72,8 +79,15 @@ impl Route {
                 }
             }
         };
-        // The guard keeps its deadline itself, and may need a moment to score what it has; this is for one that hangs.
-        let hung = Failed::Guard(GuardError::Deadline { after: deadline });
-        timeout(2 * deadline, events).await.unwrap_or(Err(hung))
+        timeout(self.patience(), events).await.unwrap_or_else(|_| Err(self.hung()))
+    }
+
+    /// The guard keeps its deadline itself, and may need a moment to score what it has; this is for one that hangs.
+    fn patience(&self) -> Duration {
+        2 * self.config.guard.deadline
+    }
+
+    fn hung(&self) -> Failed {
+        Failed::Guard(GuardError::Deadline { after: self.config.guard.deadline })
     }
 }

@@ -51,6 +51,7 @@ async fn a_deadline_closes_what_is_open() -> Result<(), Box<dyn Error>> {
         }
         drop(task);
         let evidence = examination.evidence().await?;
+        assert!(evidence.partial);
         let assessment = evidence.assessment.ok_or("no assessment")?;
         assert_eq!(assessment.ends, [PhaseEnd::Deadline; 2], "after {tokens_before} tokens");
         assert_eq!(evidence.timings.generated_tokens, tokens_before);
