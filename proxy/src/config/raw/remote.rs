@@ -21,7 +21,7 @@ pub struct RawRemote {
     pub api_key_file: Option<String>,
     /// How the verdict is read.
     pub verdict: RemoteVerdict,
-    /// Time for one examination, in milliseconds; what of `guard.deadline_ms` is left is the fallback's.
+    /// Time for one examination, in milliseconds, the last third of it for the verdict; what of `guard.deadline_ms` is left is the fallback's.
     pub timeout_ms: u64,
     /// Time for opening a connection, in milliseconds.
     pub connect_timeout_ms: u64,
