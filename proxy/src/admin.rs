@@ -99,6 +99,10 @@ impl Admin {
             "/readyz" if reads => self.readyz(trusted),
             _ if !trusted => unauthorized(),
             "/metrics" if reads => self.metrics(),
+            // A page in a browser beside this proxy can send such requests too, and says where it is from.
+            "/reload" if request.headers().contains_key(header::ORIGIN) => {
+                error(StatusCode::FORBIDDEN, "this path is not for browsers")
+            }
             "/reload" if *request.method() == Method::POST => self.reload().await,
             "/reload" => error(StatusCode::METHOD_NOT_ALLOWED, "this path is asked with POST"),
             "/healthz" | "/readyz" | "/metrics" => {

@@ -11,6 +11,7 @@ pub mod cli;
 mod client;
 pub mod config;
 pub mod guards;
+pub mod layer;
 pub mod live;
 pub mod log;
 pub mod metrics;
@@ -38,7 +39,8 @@ pub use self::{
     upstream::{Upstream, UpstreamStatus},
 };
 
-type BoxError = Box<dyn std::error::Error + Send + Sync>;
+/// What a body or a service fails with.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// Any body that passes through.
-type Body = UnsyncBoxBody<Bytes, BoxError>;
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;

@@ -20,6 +20,7 @@ use prometheus::{
 use crate::{
     audit::{AuditHealth, Disposition, Record},
     cache::Origin,
+    upstream::UpstreamStatus,
 };
 
 /// The media type of what [`Metrics::render`] writes.
@@ -40,6 +41,8 @@ pub struct Metrics {
     registry: Registry,
     names: Vec<String>,
     requests: IntCounterVec,
+    tenants: IntCounterVec,
+    retries: IntCounter,
     errors: IntCounterVec,
     flags: IntCounterVec,
     duration: HistogramVec,
@@ -73,6 +76,8 @@ struct Gauges {
     running: IntGauge,
     steps: IntCounter,
     lanes: IntCounter,
+    upstream_up: IntGaugeVec,
+    upstream_running: IntGaugeVec,
     audit_written: IntCounter,
     audit_lost: IntCounter,
     audit_failing: IntGauge,
@@ -97,6 +102,17 @@ impl Metrics {
                 "forethought_requests_total",
                 "Requests, by what was decided and on which signal.",
                 &["route", "format", "decision", "hazard", "signal"],
+            ),
+            tenants: counters(
+                r,
+                "forethought_tenant_requests_total",
+                "Requests of the tenants that the configuration names, by what was decided.",
+                &["tenant", "decision"],
+            ),
+            retries: counter(
+                r,
+                "forethought_upstream_retries_total",
+                "Requests sent to another upstream after one did not answer.",
             ),
             errors: counters(r, "forethought_errors_total", "Errors that callers got.", &["route", "code"]),
             flags: counters(
@@ -224,6 +240,10 @@ impl Metrics {
         let (route, decision) = (record.route(), record.decision.as_str());
         let format = record.format.unwrap_or(NONE);
         self.requests.with_label_values(&[route, format, decision, hazard, signal]).inc();
+        if let Some(tenant) = record.tenant.as_deref().filter(|_| record.is_admitted) {
+            self.tenants.with_label_values(&[tenant, decision]).inc();
+        }
+        self.retries.inc_by(record.retries.into());
         if let Some(code) = record.error {
             self.errors.with_label_values(&[route, code]).inc();
         }
@@ -338,8 +358,10 @@ impl Metrics {
         load: Load,
         audit: AuditHealth,
         cache: Option<(u64, u64)>,
+        upstreams: &[UpstreamStatus],
     ) -> Result<Vec<u8>, prometheus::Error> {
         self.gauges.read(guard, load, audit, cache);
+        self.gauges.upstreams(upstreams);
         let mut text = Vec::new();
         TextEncoder::new().encode(&self.registry.gather(), &mut text)?;
         Ok(text)
@@ -365,6 +387,20 @@ impl Gauges {
                 r,
                 "forethought_guard_step_conversations_total",
                 "Conversations read in forward passes; by the number of passes, the mean batch.",
+            ),
+            upstream_up: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("forethought_upstream_up", "Whether requests go to an upstream."),
+                    &["upstream"],
+                ),
+            ),
+            upstream_running: register(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("forethought_upstream_running", "Requests that wait for an upstream's answer."),
+                    &["upstream"],
+                ),
             ),
             audit_written: counter(r, "forethought_audit_records_total", "Audit records written."),
             audit_lost: counter(
@@ -396,6 +432,17 @@ impl Gauges {
         let (entries, bytes) = cache.unwrap_or_default();
         self.cache_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         self.cache_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    fn upstreams(&self, upstreams: &[UpstreamStatus]) {
+        // A reload may have taken some away.
+        self.upstream_up.reset();
+        self.upstream_running.reset();
+        for upstream in upstreams {
+            self.upstream_up.with_label_values(&[&*upstream.name]).set(upstream.is_up.into());
+            let running = i64::try_from(upstream.running).unwrap_or(i64::MAX);
+            self.upstream_running.with_label_values(&[&*upstream.name]).set(running);
+        }
     }
 }
 

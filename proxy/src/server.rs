@@ -13,7 +13,8 @@ use std::{
     time::Duration,
 };
 
-use hyper::service::service_fn;
+use http_body_util::BodyExt;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{
@@ -182,7 +183,7 @@ impl Proxy {
         let service = service_fn(|request| {
             begun.store(true, Relaxed);
             let proxy = self.clone();
-            let answer = proxy.call(request);
+            let answer = proxy.call(request.map(|body: Incoming| body.map_err(Into::into).boxed_unsync()));
             async move { Ok::<_, Infallible>(answer.await) }
         });
         let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));

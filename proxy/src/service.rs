@@ -26,7 +26,6 @@ use forethought_core::{
     policy::{Decision, RequestFacts, Ruling},
 };
 use http::{HeaderMap, Method, Request, Response, header, request};
-use hyper::body::Incoming;
 use tokio::sync::watch;
 use tracing::{Instrument, info_span};
 use uuid::Uuid;
@@ -126,7 +125,7 @@ impl Proxy {
     pub fn render_metrics(&self) -> Result<Vec<u8>, prometheus::Error> {
         let cache = self.lasting.cache.as_ref().map(|cache| cache.size());
         let guard = &self.live.load().models.guard;
-        self.metrics.render(&guard.version(), guard.load(), self.audit.health(), cache)
+        self.metrics.render(&guard.version(), guard.load(), self.audit.health(), cache, &self.upstreams())
     }
 
     pub(crate) fn guard_load(&self) -> Load {
@@ -145,10 +144,7 @@ impl Proxy {
 
     /// Answers one request, and records how it went. Its record is begun here and not when the answer is first waited for:
     /// a caller may have left by then.
-    pub(crate) fn call(
-        self: Arc<Self>,
-        request: Request<Incoming>,
-    ) -> impl Future<Output = Response<Tracked>> {
+    pub(crate) fn call(self: Arc<Self>, request: Request<Body>) -> impl Future<Output = Response<Tracked>> {
         let (head, body) = request.into_parts();
         let id = Uuid::now_v7();
         let span = info_span!("request", %id);
@@ -168,7 +164,7 @@ impl Proxy {
         &self,
         mut exit: Exit,
         mut head: request::Parts,
-        body: Incoming,
+        body: Body,
         live: Arc<Live>,
     ) -> Response<Tracked> {
         let mut body = Inbound::new(body);

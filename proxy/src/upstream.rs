@@ -1,6 +1,7 @@
 //! Where allowed requests go: OpenAI-compatible APIs, or a small model in process.
 
 mod again;
+mod app;
 mod base_url;
 mod dial;
 mod embedded;
@@ -15,8 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Request, Response, header};
 
-pub(crate) use self::endpoint::Endpoint;
 use self::pool::{Member, Pool};
+pub(crate) use self::{app::App, endpoint::Endpoint};
 pub use self::{base_url::BaseUrl, endpoint::UpstreamStatus};
 use crate::{
     Body,
@@ -85,6 +86,9 @@ impl Upstream {
     /// Sends a request on; its [`Trail`], if it has one, tells where. When `cutoff` becomes true, answers that are made
     /// here end properly.
     pub(crate) async fn send(&self, request: Request<Sent>, cutoff: Cutoff) -> Result<Response<Body>, Error> {
+        if let Some(app) = request.extensions().get::<App>().cloned() {
+            return app.send(request).await;
+        }
         match &self.0 {
             Kind::One(endpoint) => {
                 if let Some(trail) = request.extensions().get::<Trail>() {

@@ -82,6 +82,7 @@ impl Exit {
     /// Notes who asks, and keeps its place to the end.
     pub(crate) fn admitted(&mut self, admitted: Admitted) {
         self.record.tenant = Some(clean(&admitted.tenant));
+        self.record.is_admitted = true;
         self.admitted = Some(admitted);
     }
 

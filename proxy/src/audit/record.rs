@@ -90,6 +90,9 @@ pub(crate) struct Record {
     /// Who asked, where `tenants` or `policy.tenant_header` say how to tell.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) tenant: Option<String>,
+    /// Whether that is one of `tenants`, and not a caller's own word.
+    #[serde(skip)]
+    pub(crate) is_admitted: bool,
     /// The languages that the caller prefers.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) languages: Vec<String>,

@@ -15,7 +15,7 @@ use crate::{
     reply::Error,
     server::Cutoff,
     tenants::OwnKey,
-    upstream::{Sent, Trail, Upstream},
+    upstream::{App, Sent, Trail, Upstream},
 };
 
 /// A request on its way out.
@@ -114,6 +114,10 @@ impl Route {
         request.headers_mut().extend(traced);
         if let Some(trail) = head.extensions.get::<Trail>() {
             request.extensions_mut().insert(trail.clone());
+        }
+        if head.extensions.get::<App>().is_some() {
+            // What the service within wants to know of a request travels with it too.
+            request.extensions_mut().clone_from(&head.extensions);
         }
         if let Some(own) = head.extensions.get::<OwnKey>() {
             request.extensions_mut().insert(*own);

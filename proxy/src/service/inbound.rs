@@ -3,12 +3,14 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use futures_util::FutureExt;
 use http::{HeaderMap, Method, header, request};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
-use hyper::body::{Body as _, Incoming};
 use tokio::time::timeout;
 
 use crate::{
+    Body,
     audit::{Exit, Stage},
     config::Limits,
     reply::Error,
@@ -17,12 +19,12 @@ use crate::{
 
 /// A body that is still to come, or was received.
 pub(super) struct Inbound {
-    incoming: Option<Incoming>,
+    incoming: Option<Body>,
     received: Option<Bytes>,
 }
 
 impl Inbound {
-    pub(super) fn new(body: Incoming) -> Self {
+    pub(super) fn new(body: Body) -> Self {
         Self { incoming: Some(body), received: None }
     }
 
@@ -40,7 +42,8 @@ impl Inbound {
         let (limit, after) = (limits.body_bytes, limits.body_timeout);
         check_length(headers, limit)?;
         let Some(incoming) = self.incoming.as_mut() else { return Err(Error::BodyBroken) };
-        let received = timeout(after, Limited::new(incoming, limit).collect()).await;
+        // Boxed, as the compiler can't see otherwise that this may be sent between threads.
+        let received = timeout(after, Limited::new(incoming, limit).collect().boxed()).await;
         let bytes = received.map_err(|_| Error::BodyTimeout { after })?.map_err(|error| {
             if error.is::<LengthLimitError>() { Error::TooLarge { limit } } else { Error::BodyBroken }
         })?;
@@ -64,7 +67,7 @@ impl Inbound {
         }
         // A body without bytes stays one, so that a `DELETE` does not become a chunked upload.
         Ok(Sent::Unread(if incoming.is_end_stream() {
-            incoming.map_err(Into::into).boxed_unsync()
+            incoming
         } else {
             Limited::new(incoming, limit).boxed_unsync()
         }))
@@ -76,7 +79,8 @@ impl Inbound {
         const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
         if let Some(body) = self.incoming.filter(|_| !head.headers.contains_key(header::EXPECT)) {
             let mut body = Limited::new(body, limit.saturating_mul(2));
-            let _ = timeout(PATIENCE, async { while let Some(Ok(_)) = body.frame().await {} }).await;
+            let rest = async { while let Some(Ok(_)) = body.frame().await {} }.boxed();
+            let _ = timeout(PATIENCE, rest).await;
         }
     }
 }
