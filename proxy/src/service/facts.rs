@@ -86,6 +86,7 @@ mod tests {
 
     fn evidence() -> Evidence {
         Evidence {
+            partial: false,
             score: 0.4,
             path: Path::Probe,
             hazard: None,
