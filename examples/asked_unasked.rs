@@ -96,7 +96,9 @@ async fn main() -> Result<()> {
 
 /// The guard of a bundle that the binary holds, without probes.
 fn start(bundle: &str, store: &Store) -> Result<LocalGuard> {
-    let bundle = Bundle::open(bundle)?;
+    let mut bundle = Bundle::open(bundle)?;
+    // Only the verdicts are compared here: no probes, and no score that combines them.
+    bundle.manifest.combine.clear();
     let base = store.resolve(&bundle.manifest.base.model.parse()?, &Console::stderr())?;
     let options =
         LocalOptions { limits: Limits { batch: BATCH, ..Limits::default() }, ..LocalOptions::default() };
