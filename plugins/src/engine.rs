@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use wasmtime::{Config, InstanceAllocationStrategy, PoolingAllocationConfig};
+use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use crate::{error::LoadError, limits::Limits};
 
@@ -73,6 +73,7 @@ fn config() -> Config {
 /// Instances are made in memory that is mapped already, which is most of what makes them cheap.
 fn pool() -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::default();
+    let can_scan = PoolingAllocationConfig::is_pagemap_scan_available();
     pool.total_component_instances(INSTANCES)
         .total_core_instances(8 * INSTANCES)
         .total_memories(INSTANCES)
@@ -84,8 +85,10 @@ fn pool() -> PoolingAllocationConfig {
         .max_core_instance_size(4 << 20)
         .max_memory_size(Limits::MOST_MEMORY)
         .table_elements(Limits::TABLE_ELEMENTS)
-        // What an ordinary call touches is cleared and kept, so that the next one needs no help from the kernel.
-        .linear_memory_keep_resident(256 << 10)
+        // What an ordinary call touches is cleared and kept, so that the next one needs no help from the kernel. Linux 6.7 and
+        // later tell what was touched; elsewhere all of it up to this size is cleared.
+        .pagemap_scan(Enabled::Auto)
+        .linear_memory_keep_resident(if can_scan { 2 << 20 } else { 256 << 10 })
         .table_keep_resident(16 << 10);
     pool
 }

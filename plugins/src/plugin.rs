@@ -373,12 +373,14 @@ fn is_module(file: &[u8]) -> bool {
 
 /// A component of a module that a guest toolchain made for one: the step that `wasm-tools component new` takes.
 fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
-    let encoded = wit_component::ComponentEncoder::default()
-        .validate(true)
-        .module(module)
-        .and_then(|mut encoder| encoder.encode());
+    let encode = || {
+        let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
+        encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| format!("{error:#}"))
+    };
+    // A module whose description of itself is cut short makes the encoder panic.
+    let encoded = std::panic::catch_unwind(encode).unwrap_or_else(|_| Err("its sections are broken".into()));
     encoded.map_err(|error| {
-        format!("it is a module that can't be made a component ({error:#}); was it built with the SDK?")
+        format!("it is a module that can't be made a component ({error}); was it built with the SDK?")
     })
 }
 

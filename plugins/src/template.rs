@@ -18,13 +18,14 @@ const WIT: [(&str, &str); 3] = [
 ];
 
 // The SDK lies two folders below `wit/`, as it does in this repository.
-const RUST: [(&str, &str); 9] = [
+const RUST: [(&str, &str); 10] = [
     ("Cargo.toml", include_str!("../templates/rust/manifest.toml")),
     ("README.md", include_str!("../templates/rust/README.md")),
     ("cases.toml", include_str!("../templates/cases.toml")),
     ("src/lib.rs", include_str!("../templates/rust/src/lib.rs")),
     (".gitignore", "/target\n"),
     ("vendor/forethought-policy/Cargo.toml", include_str!("../sdk/Cargo.toml")),
+    ("vendor/forethought-policy/src/arena.rs", include_str!("../sdk/src/arena.rs")),
     ("vendor/forethought-policy/src/lib.rs", include_str!("../sdk/src/lib.rs")),
     ("vendor/forethought-policy/src/refusal.rs", include_str!("../sdk/src/refusal.rs")),
     ("vendor/forethought-policy/src/request.rs", include_str!("../sdk/src/request.rs")),

@@ -12,10 +12,27 @@ use proptest::{collection::vec, prelude::*};
 
 use crate::guest::Guest;
 
+/// What Rust's toolchain makes of a sample: a module, which the host turns into a component.
+const MODULE: &[u8] = include_bytes!("../policies/built/escalate.wasm");
+
 fn load(engine: &Engine, file: &[u8]) -> Result<String, String> {
     Plugin::of_bytes(engine, Path::new("any.wasm"), file, PluginOptions::default())
         .map(|plugin| plugin.manifest().name.clone())
         .map_err(|error| error.to_string())
+}
+
+/// The encoder panics at some of these, and the host goes on.
+#[test]
+fn a_module_with_a_hole_is_rejected() {
+    let engine = Engine::new(None).unwrap();
+    let mut panicked = false;
+    for start in (8..MODULE.len()).step_by(MODULE.len() / 40) {
+        let end = (start + MODULE.len() / 3).min(MODULE.len());
+        let error = load(&engine, &[&MODULE[..start], &MODULE[end..]].concat()).unwrap_err();
+        assert!(error.contains("any.wasm"), "{error}");
+        panicked |= error.contains("its sections are broken");
+    }
+    assert!(panicked, "no hole makes the encoder panic: is catching it still of use?");
 }
 
 proptest! {

@@ -21,7 +21,8 @@ fn main() {
     let time = Duration::from_secs_f64(seconds.parse().expect("seconds"));
     let threads: usize = threads.parse().expect("threads");
     // A deadline and a memory cap, as in the proxy.
-    let manifest = Manifest::new([Wasm::file(file)])
+    let guest = std::fs::read(file).expect("a readable guest");
+    let manifest = Manifest::new([Wasm::data(guest)])
         .with_timeout(Duration::from_millis(250))
         .with_memory_max(1024)
         .with_config([("config", "{}")].into_iter());

@@ -41,12 +41,18 @@
 
 extern crate alloc;
 
+#[cfg(all(feature = "arena", target_arch = "wasm32"))]
+mod arena;
 mod refusal;
 mod request;
 
 use alloc::{string::String, vec::Vec};
 
 use serde::de::DeserializeOwned;
+
+#[cfg(all(feature = "arena", target_arch = "wasm32"))]
+#[global_allocator]
+static MEMORY: arena::Arena = arena::Arena::new();
 
 pub use self::{
     bindings::forethought::policy::{
