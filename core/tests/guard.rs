@@ -198,6 +198,28 @@ async fn caps_close_the_phases() -> TestResult {
     Ok(())
 }
 
+#[tokio::test]
+async fn focus_brings_in_the_conversations_words_once_each() -> TestResult {
+    let mut bundle = bundle()?;
+    let written = async |bundle: &Bundle| -> TestResult<[String; 2]> {
+        let guard = LocalGuard::start(bundle, &tiny(), "", options())?;
+        let evidence = examine(&guard, "benign other answer", Mode::Reason).await?;
+        let assessment = evidence.assessment.ok_or("no assessment")?;
+        Ok([assessment.understanding, assessment.assessment])
+    };
+    let count = |text: &str| ["benign", "other", "answer"].map(|word| text.matches(word).count());
+    let before = written(&bundle).await?;
+    bundle.manifest.focus.understanding = 20.0;
+    let after = written(&bundle).await?;
+    assert_eq!(count(&after[0]), [1; 3], "{after:?}, and without {before:?}");
+    bundle.manifest.focus.understanding = 0.0;
+    assert_eq!(written(&bundle).await?, before);
+    // What the first phase has left over is for the second.
+    bundle.manifest.focus.assessment = 20.0;
+    assert_eq!(count(&written(&bundle).await?[1]), [1; 3]);
+    Ok(())
+}
+
 #[test]
 fn what_does_not_fit_together_is_refused() -> TestResult {
     let mut other = bundle()?;

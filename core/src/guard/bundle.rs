@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::combine::{self, Combination};
 use crate::{
-    evidence::{GuardVersion, Hazard},
+    evidence::{GuardVersion, Hazard, Phase},
     model::{Adapter, ModelError, adapter},
     probe::{Made, ProbeSource},
 };
@@ -30,6 +30,9 @@ pub struct Manifest {
     pub template: Template,
     /// How much it may write.
     pub limits: TokenLimits,
+    /// How closely it keeps to the conversation's own words.
+    #[serde(default, skip_serializing_if = "Focus::is_none")]
+    pub focus: Focus,
     /// What it may find.
     pub hazards: Hazards,
     /// From logits to probabilities.
@@ -131,6 +134,35 @@ pub struct Template {
     pub benign: String,
     /// Asks for the hazard, after the verdict.
     pub category: String,
+}
+
+/// What is added to the logits of the conversation's own words while a phase is written, each until it is written once.
+///
+/// A small model loses the thread of what it has read, and writes about what it was trained on instead.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Focus {
+    /// In the problem understanding.
+    #[serde(default)]
+    pub understanding: f32,
+    /// In the harmfulness assessment.
+    #[serde(default)]
+    pub assessment: f32,
+}
+
+impl Focus {
+    /// Whether nothing is added.
+    fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// For a phase.
+    pub(super) fn of(&self, phase: Phase) -> f32 {
+        match phase {
+            Phase::Understanding => self.understanding,
+            Phase::Assessment => self.assessment,
+        }
+    }
 }
 
 /// Most tokens of each phase.
@@ -403,6 +435,11 @@ fn check(manifest: &Manifest) -> Result<(), String> {
     if limits.understanding_tokens == 0 || limits.assessment_tokens == 0 {
         return Err("limits: a phase needs at least one token".into());
     }
+    // Written so that a value that is not a number fails.
+    if ![manifest.focus.understanding, manifest.focus.assessment].iter().all(|add| (0.0..=20.0).contains(add))
+    {
+        return Err("focus: what is added must be from 0 to 20".into());
+    }
     let names: BTreeSet<&Hazard> = hazards.names.iter().collect();
     if names.len() < hazards.names.len() || hazards.names.iter().any(|h| h.as_str().trim().is_empty()) {
         return Err("hazards.names: a name is empty or there twice".into());
@@ -481,6 +518,7 @@ mod tests {
         }
         check("{conversation}", "{}", "template.user");
         check("understanding_tokens = 64", "understanding_tokens = 0", "limits");
+        check("[limits]", "[focus]\nassessment = -1\n[limits]", "focus: what is added must be from 0 to 20");
         check("\"cyber\"", "\"hate\"", "hazards.names");
         check("version = \"1\"", "version = \"1\"\nadapter = \"../x\"", "adapter");
         check("version = \"1\"", "version = \"1\"\nadaptor = \"x\"", "adaptor");

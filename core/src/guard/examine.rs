@@ -3,7 +3,7 @@
 mod reading;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     ops::ControlFlow,
     sync::Arc,
     time::{Duration, Instant},
@@ -31,8 +31,12 @@ pub(super) struct ExamineTask {
     stage: Stage,
     /// The window being read: the states that probes want of it.
     pools: Vec<Pool>,
+    /// The window being read, or written about.
+    window: Vec<u32>,
     /// Of several windows the most harmful so far, by the score that the mode goes by, and what was read of it.
-    worst: Option<(f64, KvCache)>,
+    worst: Option<(f64, KvCache, Vec<u32>)>,
+    /// Words of the window that no phase has written yet.
+    topic: BTreeSet<u32>,
     /// The highest of all windows, as all scores are.
     direct_score: f64,
     /// By each probe.
@@ -98,7 +102,9 @@ impl ExamineTask {
             windows,
             stage: Stage::Reading,
             pools: Vec::new(),
+            window: Vec::new(),
             worst: None,
+            topic: BTreeSet::new(),
             direct_score: f64::NAN,
             decided: None,
             combined_score: None,
@@ -164,8 +170,13 @@ impl ExamineTask {
             lane.pending = Vec::new();
             return self.end(phase, PhaseEnd::Deadline, lane);
         }
+        let mut logits = logits.to_vec();
+        for &id in &self.topic {
+            logits[id as usize] += asked.manifest.focus.of(phase);
+        }
         let written = &mut self.phases[phase as usize];
-        let id = if written.tokens == 0 { first_token(tokenizer, logits)? } else { argmax(logits) };
+        let id = if written.tokens == 0 { first_token(tokenizer, &logits)? } else { argmax(&logits) };
+        self.topic.remove(&id);
         if tokenizer.is_end(id) {
             lane.pending = Vec::new();
             return self.end(phase, PhaseEnd::Complete, lane);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use forethought_core::guard::bundle::{Band, Bundle, Manifest};
 use forethought_core::guard::combine::{DIRECT, REASON};
 
@@ -28,6 +28,12 @@ pub struct CombineArgs {
     /// Share of the benign rows that the cascade may take for clearly harmful
     #[arg(long, value_name = "SHARE", default_value_t = 0.02)]
     flagged: f64,
+    /// A signal that is to count alone: a probe's name, `direct` or `reason`; may be repeated
+    #[arg(long, value_name = "SIGNAL")]
+    without: Vec<String>,
+    /// The scores between which the cascade reasons, instead of what --missed and --flagged give
+    #[arg(long, value_name = "LOW,HIGH", value_parser = band, conflicts_with_all = ["missed", "flagged"])]
+    band: Option<Band>,
     /// Write what was found into the bundle's guard.toml
     #[arg(long)]
     write: bool,
@@ -54,11 +60,17 @@ pub fn run(args: &CombineArgs) -> Result<ExitCode> {
     let rows: Vec<Signals> = results.iter().flat_map(of_rows).collect();
     ensure!(!rows.is_empty(), "the results hold no scores");
 
+    let known: BTreeSet<&str> = rows.iter().flat_map(|row| row.scores.keys().map(String::as_str)).collect();
+    if let Some(name) = args.without.iter().find(|name| !known.contains(name.as_str())) {
+        let known: Vec<&str> = known.into_iter().collect();
+        bail!("--without {name}: the results have no such signal, only {}", known.join(", "));
+    }
     let is_verdict = |name: &&String| [DIRECT, REASON].contains(&name.as_str());
     let probes: BTreeSet<&String> =
         rows.iter().flat_map(|row| row.scores.keys()).filter(|name| !is_verdict(name)).collect();
     let with = |more: &[&str]| -> Vec<String> {
-        probes.iter().map(|&name| name.clone()).chain(more.iter().map(|&name| name.to_owned())).collect()
+        let names = probes.iter().map(|name| name.as_str()).chain(more.iter().copied());
+        names.map(str::to_owned).filter(|name| !args.without.contains(name)).collect()
     };
     let sets = [with(&[]), with(&[DIRECT]), with(&[DIRECT, REASON])];
     let mut fits: Vec<Fit> = Vec::new();
@@ -72,7 +84,8 @@ pub fn run(args: &CombineArgs) -> Result<ExitCode> {
     }
     // The cascade goes by what is known before the phases.
     let early = fits.iter().rfind(|fit| fit.is_better() && !fit.combination.weights.contains_key(REASON));
-    let band = early.map(|fit| combine::band(&fit.scores, args.missed, args.flagged));
+    let band =
+        early.map(|fit| args.band.unwrap_or_else(|| combine::band(&fit.scores, args.missed, args.flagged)));
 
     if args.json {
         println!("{}", serde_json::to_string_pretty(&serde_json::json!({"fits": fits, "cascade": band}))?);
@@ -93,6 +106,14 @@ pub fn run(args: &CombineArgs) -> Result<ExitCode> {
         write(&args.bundle, Manifest { combine, cascade, ..bundle.manifest })?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn band(text: &str) -> std::result::Result<Band, String> {
+    let numbers = text.split_once(',').and_then(|(low, high)| {
+        Some(Band { benign_below: low.trim().parse().ok()?, harmful_from: high.trim().parse().ok()? })
+    });
+    let band = numbers.filter(|b| (0.0..=1.0).contains(&b.benign_below) && b.benign_below <= b.harmful_from);
+    band.ok_or_else(|| "two scores are wanted that rise from 0, as in 0.05,0.98".into())
 }
 
 /// The signals of a guard's rows. A user's own probe is none: it is not part of the bundle.

@@ -1,6 +1,6 @@
 //! Reading: window after window, what the probes and the direct verdict say of each, and what is decided by that alone.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::{collections::BTreeSet, ops::ControlFlow, time::Instant};
 
 use super::{ExamineTask, Stage};
 use crate::{
@@ -8,6 +8,7 @@ use crate::{
     evidence::Phase,
     guard::{
         Event, GuardError, Mode,
+        bundle::Focus,
         combine::{DIRECT, REASON},
         local::Asked,
         probes::ReadError,
@@ -32,6 +33,7 @@ impl ExamineTask {
         let mut pending = self.windows.pop_front()?;
         let Asked { prompt, prefix, manifest, probes, .. } = &*self.asked;
         self.pools = probes.window(pending.len());
+        self.window.clone_from(&pending);
         if let Some(trace) = &mut self.trace {
             (trace.window, trace.left) = (trace.window + 1, pending.len());
         }
@@ -86,8 +88,8 @@ impl ExamineTask {
         }
         if self.coverage.windows > 1 {
             let score = self.early_score(&probes, direct).map_or(direct, |(score, _)| score);
-            if self.worst.as_ref().is_none_or(|(worst, _)| score > *worst) {
-                self.worst = Some((score, lane.cache.fork(0)?));
+            if self.worst.as_ref().is_none_or(|(worst, ..)| score > *worst) {
+                self.worst = Some((score, lane.cache.fork(0)?, std::mem::take(&mut self.window)));
             }
             if !self.windows.is_empty() {
                 return Ok(match self.next_window() {
@@ -98,8 +100,8 @@ impl ExamineTask {
                     None => ControlFlow::Break(()),
                 });
             }
-            if let Some((_, cache)) = self.worst.take() {
-                lane.cache = cache;
+            if let Some((_, cache, window)) = self.worst.take() {
+                (lane.cache, self.window) = (cache, window);
             }
         }
         self.clock.read = Some(Instant::now());
@@ -151,8 +153,24 @@ impl ExamineTask {
         // The question for a direct verdict is taken back.
         lane.cache.truncate(lane.cache.len() - self.asked.prompt.direct_verdict.len());
         lane.pending = self.asked.prompt.understanding.clone();
+        self.topic = self.words();
         self.begin(Phase::Understanding);
         ControlFlow::Continue(())
+    }
+
+    /// The window's tokens that are words or beginnings of words, short ones left out: what it is about.
+    fn words(&self) -> BTreeSet<u32> {
+        let Asked { tokenizer, manifest, .. } = &*self.asked;
+        if manifest.focus == Focus::default() {
+            return BTreeSet::new();
+        }
+        let is_word = |id: &u32| {
+            let text = tokenizer.decode(&[*id]).unwrap_or_default();
+            let text = text.trim();
+            text.chars().count() > 3 && text.chars().all(char::is_alphanumeric)
+        };
+        let all: BTreeSet<u32> = self.window.iter().copied().collect();
+        all.into_iter().filter(is_word).collect()
     }
 
     /// The verdict after the phases is there.
