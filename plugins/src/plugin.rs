@@ -136,6 +136,8 @@ pub struct Plugin {
 struct Instance {
     store: Store<Call>,
     exports: v0_1_0::Plugin,
+    /// Bytes of memory that it took to begin with.
+    at_start: usize,
 }
 
 impl Plugin {
@@ -273,7 +275,7 @@ impl Plugin {
                 }
                 None => self.instance(deadline, limits.time)?.0,
             };
-            let Instance { store, exports } = &mut instance;
+            let Instance { store, exports, .. } = &mut instance;
             store.data_mut().begin(limits, deadline, lazy);
             let done = f(exports, store);
             let lines = store.data_mut().end(&self.name);
@@ -297,12 +299,18 @@ impl Plugin {
         let said = exports.init(&mut store, &self.config).map_err(failure);
         store.data_mut().end(&self.name);
         let manifest = said?.map_err(Failure::Rejects)?;
-        Ok((Instance { store, exports }, manifest))
+        let at_start = store.data().limiter.memory();
+        Ok((Instance { store, exports, at_start }, manifest))
     }
 
-    /// Keeps an instance for the next request, if the plugin says that it may be.
+    /// Keeps an instance for the next request, if the plugin says that it may be, and if it has not used up most of the memory
+    /// that it may take: an engine such as JavaScript's lets its memory grow call by call, and a request must not be the one
+    /// that finds none left.
     fn keep(&self, instance: Instance) {
-        if self.manifest.stateful {
+        let Instance { at_start, .. } = instance;
+        let grown = instance.store.data().limiter.memory().saturating_sub(at_start);
+        let room = self.options.limits.memory_bytes.saturating_sub(at_start);
+        if self.manifest.stateful && grown <= room / 2 {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if idle.len() < IDLE {
                 idle.push(instance);

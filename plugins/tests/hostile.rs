@@ -108,6 +108,23 @@ fn what_a_stateful_instance_was_when_it_failed_is_not_used_again() {
     }
 }
 
+/// As engines do that collect garbage late: no request pays for what those before it have left.
+#[test]
+fn a_stateful_instance_that_grows_is_replaced_in_time() {
+    let engine = Engine::new(None).unwrap();
+    // A MiB more at every call, out of 64.
+    let decide = "(drop (memory.grow (i32.const 16)))";
+    let (facts, conversation, evidence) = case::case();
+    let case = Case { facts: &facts, conversation: &conversation, evidence: &evidence, lazy: None };
+    let plugin = load(&engine, &Guest { decide, stateful: true, ..Guest::default() }).unwrap();
+    let mut most = 0;
+    for call in 0..200 {
+        plugin.decide_request(&case, &[]).unwrap_or_else(|error| panic!("call {call}: {error}"));
+        most = most.max(plugin.idle_memory().unwrap_or_default());
+    }
+    assert!((16 << 20..=33 << 20).contains(&most), "it kept up to {most} bytes");
+}
+
 #[test]
 fn a_failure_closes_or_opens_the_chain() {
     let engine = Engine::new(None).unwrap();
