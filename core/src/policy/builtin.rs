@@ -37,7 +37,7 @@ impl Policy for RefuseDisagreement {
 pub struct Thresholds {
     /// Refuse where the score is at least this. Above 1 nothing is refused.
     pub score: f64,
-    /// Thresholds of single hazards, in place of [`Self::score`].
+    /// Thresholds of single hazards, in place of [`Self::score`]. Where there was no time to name the hazard, the lowest holds.
     pub hazards: BTreeMap<Hazard, f64>,
     /// The refusal's text.
     pub message: String,
@@ -49,9 +49,13 @@ impl Thresholds {
     pub(super) fn apply(&self, evidence: &Evidence) -> (Decision, String) {
         let hazard = evidence.hazard.as_ref();
         let own = hazard.and_then(|h| self.hazards.get(h));
-        let threshold = own.copied().unwrap_or(self.score);
+        // A hazard that there was no time to name may be any of them.
+        let strictest = self.hazards.values().copied().fold(self.score, f64::min);
+        let unnamed = hazard.is_none() && evidence.partial && strictest < self.score;
+        let threshold = own.copied().unwrap_or(if unnamed { strictest } else { self.score });
         let name = match (hazard, own) {
             (Some(hazard), Some(_)) => format!("threshold for {hazard}"),
+            _ if unnamed => "strictest threshold, for there was no time to name the hazard,".to_owned(),
             _ => "threshold".to_owned(),
         };
         let score = evidence.score;
@@ -116,6 +120,23 @@ pub(super) mod tests {
         check(0.8, Some("cyber"), "allow");
         check(0.8, Some("hate"), "refuse");
         check(f64::NAN, None, "refuse");
+    }
+
+    #[test]
+    fn a_hazard_that_was_not_named_in_time_may_be_any() {
+        fn check(score: f64, hazard: Option<&str>, expected: &str) {
+            let hurried = Evidence { partial: true, ..evidence(score, hazard) };
+            let ruling = decide(&PolicyChain::new(vec![], thresholds()), &hurried);
+            assert_eq!(ruling.decision.as_str(), expected, "{score} {hazard:?}: {}", ruling.reason);
+        }
+        check(0.3, None, "refuse");
+        check(0.1, None, "allow");
+        // It was named, and a phase was cut short.
+        check(0.3, Some("hate"), "allow");
+        // No threshold is stricter than the common one.
+        let lax = Thresholds { hazards: BTreeMap::from([(Hazard::new("cyber"), 0.9)]), ..thresholds() };
+        let hurried = Evidence { partial: true, ..evidence(0.6, None) };
+        assert_eq!(decide(&PolicyChain::new(vec![], lax), &hurried).decision.as_str(), "refuse");
     }
 
     #[test]
