@@ -29,7 +29,6 @@ unsafe impl Sync for Arena {}
 
 impl Arena {
     /// With nothing given out.
-    #[allow(clippy::new_without_default)] // a default can't be `const`
     pub(crate) const fn new() -> Self {
         Self { bytes: UnsafeCell::new([0; BYTES]), used: Cell::new(0) }
     }
