@@ -12,6 +12,7 @@ mod engine;
 mod error;
 mod imports;
 mod limits;
+mod module;
 mod plugin;
 pub mod template;
 mod v0_1_0;

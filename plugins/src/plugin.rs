@@ -24,7 +24,7 @@ use crate::{
     error::{Failure, LoadError},
     imports::{self, Grant},
     limits::Limits,
-    v0_1_0, wasi,
+    module, v0_1_0, wasi,
 };
 
 /// Time for `init` where a plugin is loaded: the first call of all brings its code into memory.
@@ -163,8 +163,8 @@ impl Plugin {
         let wrong = |message: String| LoadError::Wrong { path: path.to_owned(), message };
         let sha256 = hex::encode(Sha256::digest(file));
         let encoded;
-        let binary = if is_module(file) {
-            encoded = encode(file).map_err(wrong)?;
+        let binary = if module::is_module(file) {
+            encoded = module::encode(file).map_err(wrong)?;
             &encoded
         } else {
             file
@@ -373,23 +373,6 @@ fn link(
         wasi::link(&mut linker, component)?;
     }
     v0_1_0::pre(linker.instantiate_pre(component)?)
-}
-
-fn is_module(file: &[u8]) -> bool {
-    file.starts_with(b"\0asm\x01\0\0\0")
-}
-
-/// A component of a module that a guest toolchain made for one: the step that `wasm-tools component new` takes.
-fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
-    let encode = || {
-        let encoder = wit_component::ComponentEncoder::default().validate(true).module(module);
-        encoder.and_then(|mut encoder| encoder.encode()).map_err(|error| format!("{error:#}"))
-    };
-    // A module whose description of itself is cut short makes the encoder panic.
-    let encoded = std::panic::catch_unwind(encode).unwrap_or_else(|_| Err("its sections are broken".into()));
-    encoded.map_err(|error| {
-        format!("it is a module that can't be made a component ({error}); was it built with the SDK?")
-    })
 }
 
 fn said_bytes(said: &Said) -> usize {

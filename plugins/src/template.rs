@@ -11,7 +11,8 @@ pub enum Language {
     Python,
 }
 
-const WIT: [(&str, &str); 3] = [
+/// The interface in its newest version: paths and texts.
+pub(crate) const WIT: [(&str, &str); 3] = [
     ("wit/0.1.0/host.wit", include_str!("../../wit/0.1.0/host.wit")),
     ("wit/0.1.0/types.wit", include_str!("../../wit/0.1.0/types.wit")),
     ("wit/0.1.0/world.wit", include_str!("../../wit/0.1.0/world.wit")),

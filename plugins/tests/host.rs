@@ -40,7 +40,13 @@ fn what_is_no_plugin_is_named() {
     }
     check(b"#!/bin/sh", &[], "it is not WebAssembly");
     check(b"\0asm", &[], "is not a policy plugin");
-    check(&wat::parse_str("(module)").unwrap(), &[], "and exports nothing");
+    let module = |fields: &str| wat::parse_str(format!("(module {fields})")).unwrap();
+    check(
+        &module(""),
+        &[],
+        "failed to find export of interface `forethought:policy/policy@0.1.0` function `init`",
+    );
+    check(&module(r#"(import "a:b/c" "d" (func))"#), &[], "requires an import interface named `a:b/c`");
     check(&component(""), &[], "it must export `forethought:policy/policy@0.1.0`, and exports nothing");
     check(&component(r#"(instance $i) (export "a:b/c" (instance $i))"#), &[], "exports `a:b/c`");
     check(

@@ -10,8 +10,7 @@ cd "$(dirname "$0")"
 seconds=${1:-10}
 shift || true
 targets=("$@")
-# Not `plugin`: it comes upon a library's endless recursion sooner or later (docs/fuzzing.md).
-[ ${#targets[@]} -gt 0 ] || targets=(decode edit frames answer window config bundle)
+[ ${#targets[@]} -gt 0 ] || targets=(decode edit frames answer window config bundle plugin)
 
 root=$(cd ../.. && pwd)
 target=${CARGO_TARGET_DIR:-$root/target}
