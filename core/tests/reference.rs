@@ -36,11 +36,8 @@ fn tokenizer() -> &'static Tokenizer {
     TOKENIZER.get_or_init(|| checkpoint().tokenizer().expect("a tokenizer"))
 }
 
-fn decoder(precision: Precision) -> TestResult<Decoder> {
-    Ok(Decoder::load(
-        checkpoint(),
-        &LoadOptions { precision, device: DeviceChoice::Cpu, ..Default::default() },
-    )?)
+fn decoder(precision: Precision, device: DeviceChoice) -> TestResult<Decoder> {
+    Ok(Decoder::load(checkpoint(), &LoadOptions { precision, device, ..Default::default() })?)
 }
 
 #[derive(Deserialize)]
@@ -116,7 +113,7 @@ fn worst_difference(logits: &Tensor, prompt: &Prompt) -> TestResult<f32> {
 #[test]
 fn dense_logits_agree_with_transformers() -> TestResult {
     let reference: Reference = golden("smollm2_logits.json")?;
-    let decoder = decoder(Precision::Dense)?;
+    let decoder = decoder(Precision::Dense, DeviceChoice::Cpu)?;
     let taps: Vec<usize> = reference.prompts[0].hidden.iter().map(|h| h.layer).collect();
     let mut worst = 0f32;
     for prompt in &reference.prompts {
@@ -145,8 +142,19 @@ fn dense_logits_agree_with_transformers() -> TestResult {
 
 #[test]
 fn int8_logits_stay_close() -> TestResult {
+    stays_close("int8", &decoder(Precision::Int8, DeviceChoice::Cpu)?)
+}
+
+/// In bf16, which keeps eight bits of a number.
+#[cfg(feature = "cuda")]
+#[test]
+fn logits_of_the_gpu_stay_close() -> TestResult {
+    stays_close("dense, cuda", &decoder(Precision::Dense, DeviceChoice::Cuda(0))?)?;
+    stays_close("int8, cuda", &decoder(Precision::Int8, DeviceChoice::Cuda(0))?)
+}
+
+fn stays_close(name: &str, decoder: &Decoder) -> TestResult {
     let reference: Reference = golden("smollm2_logits.json")?;
-    let decoder = decoder(Precision::Int8)?;
     let (mut worst, mut gap, mut same, mut all) = (0f32, 0f32, 0, 0);
     for prompt in &reference.prompts {
         let mut cache = decoder.new_cache()?;
@@ -161,19 +169,19 @@ fn int8_logits_stay_close() -> TestResult {
         }
     }
     println!(
-        "int8: {same} of {all} argmax equal; largest difference of a top logit {worst:.2}, of a lost argmax {gap:.2} \
+        "{name}: {same} of {all} argmax equal; largest difference of a top logit {worst:.2}, of a lost argmax {gap:.2} \
          standard deviations"
     );
     // Rounding decides near ties, so some argmax differ; the right token is then never far behind.
-    assert!(worst < 0.5 && gap < 0.25, "{worst} {gap}");
-    assert!(same * 100 >= all * 92, "{same} of {all}");
+    assert!(worst < 0.5 && gap < 0.25, "{name}: {worst} {gap}");
+    assert!(same * 100 >= all * 92, "{name}: {same} of {all}");
     Ok(())
 }
 
 #[test]
 fn greedy_decoding_agrees_with_transformers() -> TestResult {
     let reference: Reference = golden("smollm2_logits.json")?;
-    let decoder = decoder(Precision::Dense)?;
+    let decoder = decoder(Precision::Dense, DeviceChoice::Cpu)?;
     let mut checked = 0;
     for prompt in &reference.prompts {
         let Some(expected) = &prompt.greedy else { continue };

@@ -1,16 +1,16 @@
 //! Tokens a second and peak memory of training steps (forward, backward, AdamW) on a base model's real weights:
 //!
 //! ```sh
-//! cargo bench -p forethought-trainer --bench step -- [--precision f32|bf16|q8_0|q4_1|nf4] [--recompute] [--steps N]
+//! cargo bench -p forethought-trainer --bench step -- [--precision f32|bf16|q8_0|q4_1|nf4] [--recompute] [--steps N] [--device cuda]
 //! ```
 //!
-//! It prints one JSON object. `compare.py` beside it runs this and the same steps of torch and peft in turns.
+//! It prints one JSON object. A device other than the processor wants its feature (`--features cuda`). `compare.py` beside it runs this and the same steps of torch and peft in turns.
 #![allow(clippy::unwrap_used)] // A benchmark may stop where it stands.
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use forethought_core::model::Checkpoint;
+use forethought_core::model::{Checkpoint, DeviceChoice};
 use forethought_core::store::{Console, DEFAULT_MODEL, Store};
 use forethought_trainer::adapter::LoraConfig;
 use forethought_trainer::cpu::CpuSettings;
@@ -30,6 +30,7 @@ fn main() {
     let precision: Precision = value("--precision")
         .map_or(Precision::F32, |name| serde_json::from_value(name.as_str().into()).unwrap());
     let steps: usize = value("--steps").map_or(6, |text| text.parse().unwrap());
+    let device = value("--device").map_or(DeviceChoice::Cpu, |name| name.parse().unwrap());
     let recompute = args.iter().any(|arg| arg == "--recompute");
 
     let path = Store::open_default().unwrap().resolve(&DEFAULT_MODEL.parse().unwrap(), &Console::stderr());
@@ -43,6 +44,7 @@ fn main() {
         steps: Some(steps + 1),
         batch: BATCH,
         clip: None,
+        device,
         cpu: CpuSettings { workers: 2, tokens: BATCH * LENGTH, recompute },
         ..TrainConfig::default()
     };

@@ -1,4 +1,4 @@
-"""The steps of step.rs with torch and peft: `python3 torch_step.py MODEL.gguf STEPS` prints one JSON object."""
+"""The steps of step.rs with torch and peft: `python3 torch_step.py MODEL.gguf STEPS [cuda]` prints one JSON object."""
 
 import json
 import resource
@@ -12,8 +12,9 @@ from transformers import AutoModelForCausalLM
 
 BATCH, LENGTH, LEARNT = 4, 171, 80
 path, steps = Path(sys.argv[1]), int(sys.argv[2])
+device = sys.argv[3] if len(sys.argv) > 3 else "cpu"
 torch.set_num_threads(2)
-base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+base = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).to(device)
 model = get_peft_model(
     base,
     LoraConfig(
@@ -27,7 +28,8 @@ optimizer = torch.optim.AdamW(
     [p for p in model.parameters() if p.requires_grad], lr=2e-4, betas=(0.9, 0.95), weight_decay=1e-4
 )
 ids = torch.tensor(
-    [[1000 + (i * 7919 + at * 104_729 + at * at * 31) % 40_000 for at in range(LENGTH)] for i in range(BATCH)]
+    [[1000 + (i * 7919 + at * 104_729 + at * at * 31) % 40_000 for at in range(LENGTH)] for i in range(BATCH)],
+    device=device,
 )
 
 

@@ -186,6 +186,16 @@ mod tests {
     /// Candle's own device path, run on the processor, is what the hand-written passes compute.
     #[test]
     fn both_engines_agree() {
+        check_against_processor(&Device::Cpu);
+    }
+
+    #[cfg(feature = "cuda")]
+    #[test]
+    fn the_gpu_agrees() {
+        check_against_processor(&Device::new_cuda(0).unwrap());
+    }
+
+    fn check_against_processor(device: &Device) {
         let model = Arc::new(random::model(Dimensions::tiny(), true, 1));
         let layout =
             Arc::new(Layout::new(&model.dimensions, &LoraConfig { rank: 4, ..LoraConfig::default() }));
@@ -201,7 +211,7 @@ mod tests {
         let settings = CpuSettings { workers: 2, tokens: 16, recompute: false };
         let mut engines = [
             Engine::new(model.clone(), layout.clone(), settings, &Device::Cpu).unwrap(),
-            Engine::Device(DeviceEngine::new(&model, layout.clone(), 16, &Device::Cpu).unwrap()),
+            Engine::Device(DeviceEngine::new(&model, layout.clone(), 16, device).unwrap()),
         ];
         let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.tokens[..6]).collect();
         let [one, other] = engines.each_mut().map(|engine| {
