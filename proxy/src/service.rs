@@ -255,7 +255,7 @@ impl Route {
         if self.route.retry_unanswered && !matches!(head.method, Method::GET | Method::HEAD) {
             return Ok(Sent::Read(body.receive(exit, &head.headers, limits).await?));
         }
-        body.unread(head, limits)
+        body.unread(head, limits).await
     }
 
     /// Decodes the request.

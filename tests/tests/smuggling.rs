@@ -283,7 +283,9 @@ fn frame(kind: u8, flags: u8, stream: u8, payload: &[u8]) -> Vec<u8> {
 
 /// A request over HTTP/2 with these header fields, written as they are.
 fn http2(fields: &[(&str, &str)], body: &str) -> Vec<u8> {
-    let usual = [(":method", "POST"), (":scheme", "http"), ("content-type", "application/json")];
+    let own = |name| fields.iter().any(|(own, _)| *own == name);
+    let method = if own(":method") { &[][..] } else { &[(":method", "POST")] };
+    let usual = [method, &[(":scheme", "http"), ("content-type", "application/json")]].concat();
     let field = |(name, value): &(&str, &str)| {
         let string = |text: &str| [&[u8::try_from(text.len()).unwrap()], text.as_bytes()].concat();
         [vec![0], string(name), string(value)].concat()
@@ -326,4 +328,8 @@ async fn http2_does_not_become_two_requests_of_http1() {
         assert_eq!(send(&http2(fields, &hi)).await.1, *reached, "{fields:?}");
     }))
     .await;
+    // That there is no body may be said after the head.
+    let get = [(":method", "GET"), (":path", "/v1/models"), authority];
+    assert_eq!(send(&http2(&get, "")).await.1, 1);
+    assert_eq!(send(&http2(&get, &hidden())).await.1, 0);
 }

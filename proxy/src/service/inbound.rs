@@ -13,7 +13,7 @@ use crate::{
     Body,
     audit::{Exit, Stage},
     config::Limits,
-    reply::Error,
+    reply::{self, Error},
     upstream::Sent,
 };
 
@@ -53,17 +53,25 @@ impl Inbound {
     }
 
     /// The body for a request that nobody reads on the way; the size limit holds for it too.
-    pub(super) fn unread(&mut self, head: &request::Parts, limits: &Limits) -> Result<Sent, Error> {
+    pub(super) async fn unread(&mut self, head: &request::Parts, limits: &Limits) -> Result<Sent, Error> {
         if let Some(bytes) = self.received.take() {
             return Ok(Sent::Read(bytes));
         }
         let limit = limits.body_bytes;
         check_length(&head.headers, limit)?;
-        let incoming = self.incoming.take().ok_or(Error::BodyBroken)?;
+        let mut incoming = self.incoming.take().ok_or(Error::BodyBroken)?;
         let bodiless = matches!(head.method, Method::GET | Method::HEAD);
         if bodiless && !incoming.is_end_stream() {
+            // Over HTTP/2 it may be said after the head that there is none.
+            let after = limits.body_timeout;
+            let rest = timeout(after, Limited::new(&mut incoming, 0).collect().boxed()).await;
+            let error = match rest {
+                Ok(Ok(_)) => return Ok(Sent::Unread(reply::full(Bytes::new()))),
+                Ok(Err(_)) => Error::BodyUnexpected { method: head.method.clone() },
+                Err(_) => Error::BodyTimeout { after },
+            };
             self.incoming = Some(incoming);
-            return Err(Error::BodyUnexpected { method: head.method.clone() });
+            return Err(error);
         }
         // A body without bytes stays one, so that a `DELETE` does not become a chunked upload.
         Ok(Sent::Unread(if incoming.is_end_stream() {
