@@ -2,7 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // helpers of tests
 
-use std::{io::Write, path::Path};
+use std::{
+    io::{self, Write},
+    path::Path,
+    sync::mpsc,
+    time::Duration,
+};
 
 use clap::Parser;
 use forethought_proxy::cli::{audit, config::ConfigArgs};
@@ -92,4 +97,68 @@ async fn records_are_found_wherever_they_lie() {
     let cli = Cli::try_parse_from(["audit", "grep", "--file", file.to_str().unwrap()]).unwrap();
     let error = audit::run(&cli.audit, &ConfigArgs::default(), &mut Vec::new()).unwrap_err();
     assert!(format!("{error:#}").contains("no audit record"), "{error:#}");
+}
+
+/// Somebody who reads lines until they have seen enough.
+struct Reader(mpsc::Sender<String>, Vec<u8>);
+
+impl Write for Reader {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.1.extend_from_slice(bytes);
+        while let Some(end) = self.1.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.1.drain(..=end).collect();
+            let sent = self.0.send(String::from_utf8(line).unwrap());
+            sent.map_err(|_| io::Error::from(io::ErrorKind::BrokenPipe))?;
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_to_come_are_followed_through_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("audit.jsonl");
+    let upstream = FakeUpstream::answering("{}").await;
+    // A file holds about four records, so that many are begun and ended between two looks.
+    let toml = format!(
+        "audit = {{ path = \"{}\", max_bytes = 4096, keep = 50, compress = true }}\n",
+        file.display()
+    );
+    let proxy = TestProxy::start(&FakeGuard::reading(), &upstream.url(), &toml).await;
+    let ask = async |times| {
+        for _ in 0..times {
+            proxy.client().chat(&chat("hello", json!({}))).await;
+        }
+        proxy.proxy.audit().flush().await;
+    };
+    ask(3).await;
+    let args = ["audit", "tail", "--file", file.to_str().unwrap(), "-n", "2", "--follow", "--json"];
+    let (cli, (sender, lines)) = (Cli::try_parse_from(args).unwrap(), mpsc::channel());
+    let following = std::thread::spawn(move || {
+        audit::run(&cli.audit, &ConfigArgs::default(), &mut Reader(sender, vec![]))
+    });
+    let mut seen = Vec::new();
+    let mut read = |count: usize| {
+        while seen.len() < count {
+            let line = lines.recv_timeout(Duration::from_secs(20)).expect("a record");
+            seen.push(serde_json::from_str::<Value>(&line).unwrap()["id"].clone());
+        }
+    };
+    read(2);
+    for round in 1..=3 {
+        ask(20).await;
+        read(2 + 20 * round);
+    }
+    drop(lines);
+    ask(1).await;
+    let error = following.join().unwrap().unwrap_err();
+    assert!(error.is::<io::Error>(), "{error:#}");
+
+    let all = run(&file, &["grep", "--json"]);
+    let ids = all.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["id"].clone());
+    assert_eq!(seen, ids.skip(1).take(62).collect::<Vec<_>>());
 }
