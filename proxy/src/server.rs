@@ -1,11 +1,13 @@
 //! Connections: accepting, bounding and draining them.
 
 mod listener;
+mod repoll;
 
 use std::{
     convert::Infallible,
     future::{Future, pending},
     io,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering::Relaxed},
@@ -31,8 +33,8 @@ use tokio::{
 use tokio_rustls::TlsAcceptor;
 use tracing::{debug, info, warn};
 
-use self::listener::Accepted;
 pub use self::listener::Listener;
+use self::{listener::Accepted, repoll::Repoll};
 use crate::Proxy;
 
 /// Time that streams of our own have for their last chunks once the drain time is over.
@@ -186,7 +188,7 @@ impl Proxy {
             let answer = proxy.call(request.map(|body: Incoming| body.map_err(Into::into).boxed_unsync()));
             async move { Ok::<_, Infallible>(answer.await) }
         });
-        let connection = watcher.watch(builder.serve_connection(TokioIo::new(stream), service));
+        let connection = pin!(watcher.watch(builder.serve_connection(TokioIo::new(stream), service)));
         // hyper's own timer starts when it knows which HTTP is spoken; this one covers the time before.
         let silent = async {
             sleep(head_timeout).await;
@@ -195,7 +197,7 @@ impl Proxy {
             }
         };
         tokio::select! {
-            ended = connection => if let Err(error) = ended {
+            ended = Repoll::new(connection) => if let Err(error) = ended {
                 debug!("a connection ended early: {error}");
             },
             () = silent => debug!("a connection sent no request in time"),

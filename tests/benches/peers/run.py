@@ -6,12 +6,15 @@ Needs `bench-serve` (cargo build --release -p forethought-tests --bin bench-serv
 nginx-light and wrk), and LiteLLM in a virtual environment (pip install 'litellm[proxy]==1.100.0'), whose `litellm`
 --litellm names; without it that peer is left out. All listen on loopback, and end with this script.
 
-Each round asks every way in turn, first over one connection (latency), then over 16 (throughput). What a way adds is its
-latency less that of the upstream asked directly in the same round; medians over the rounds are shown. Processor time is
-what the way's own processes used for a request at 16 connections, which others on the machine change least.
+Each round asks every way in turn: over one connection with everything on one core, over one connection with all cores, and
+over 16 with all cores. What a way adds is its latency less that of the upstream asked directly in the same round; medians over
+the rounds are shown. On one core that is the work of a request; with all cores most of it is the waking of idle cores, which
+depends on where the kernel happens to put which process. Processor time is what the way's own processes used for a request at
+16 connections, which others on the machine change least.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import pathlib
@@ -25,6 +28,8 @@ import urllib.request
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[2]
 TOGETHER = 16
+CORES = os.sched_getaffinity(0)
+ONE = {min(CORES)}
 
 
 def port():
@@ -93,15 +98,29 @@ class Peers:
                 time.sleep(0.2)
         raise SystemExit(f"{name} did not come up: {pathlib.Path(log.name).read_text()[-2000:]}")
 
-    def cpu(self, name):
-        """Seconds of processor time that a way's processes have used."""
-        ticks, pids = 0, [self.pids[name]]
+    def family(self, name):
+        """The threads of a way's processes."""
+        pids = [self.pids[name]]
         for pid in pids:
-            stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            ticks += int(stat[11]) + int(stat[12])
             for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
                 pids += (task / "children").read_text().split()
+                yield task
+
+    def cpu(self, name):
+        """Seconds of processor time that a way's processes have used."""
+        ticks = 0
+        for process in {task.parents[1] for task in self.family(name)}:
+            stat = (process / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(stat[11]) + int(stat[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def keep_to(self, cores):
+        """Has all of them run on these cores only."""
+        for name in self.pids:
+            for task in self.family(name):
+                # Idle threads may end meanwhile.
+                with contextlib.suppress(ProcessLookupError):
+                    os.sched_setaffinity(int(task.name), cores)
 
     def stop(self):
         for process in reversed(self.running):
@@ -113,10 +132,11 @@ class Peers:
                 process.kill()
 
 
-def load(url, connections, seconds):
-    """The figures of one run of wrk."""
+def load(url, connections, seconds, cores=CORES):
+    """The figures of one run of wrk on these cores."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", "-s", HERE / "chat.lua", url]
-    out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    own = lambda: os.sched_setaffinity(0, cores)
+    out = subprocess.run(command, check=True, capture_output=True, text=True, preexec_fn=own).stdout
     [line] = [line for line in out.splitlines() if line.startswith("RESULT ")]
     return json.loads(line.removeprefix("RESULT "))
 
@@ -124,28 +144,32 @@ def load(url, connections, seconds):
 def table(rounds, names):
     """Medians over the rounds, as Markdown."""
     median = lambda values: statistics.median(list(values))
-    added = lambda name, key: median(r[name]["alone"][key] - r["direct"]["alone"][key] for r in rounds)
+    added = lambda name, of, key: median(r[name][of][key] - r["direct"][of][key] for r in rounds)
     per_second = lambda name: median(r[name]["together"]["per_second"] for r in rounds)
     used = lambda name: median(r[name]["together"]["cpu_us"] for r in rounds)
-    rows = ["| way | p50, us | p99, us | adds at p50 | adds at p99 | a second, 16 connections | processor, us a request |"]
-    rows.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    rows = ["| way | one core: p50, us | adds | p99, us | all cores: p50, us | adds | a second, 16 connections | processor, us a request |"]
+    rows.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name in names:
-        p50, p99 = (median(r[name]["alone"][key] for r in rounds) for key in ("p50_us", "p99_us"))
-        more = [f"{added(name, key):,.0f}" if name != "direct" else "" for key in ("p50_us", "p99_us")]
-        rows.append(f"| {name} | {p50:,.0f} | {p99:,.0f} | {more[0]} | {more[1]} | {per_second(name):,.0f} | {used(name):,.0f} |")
+        figures = []
+        for of, keys in [("one_core", ("p50_us", "p99_us")), ("alone", ("p50_us",))]:
+            p50, *p99 = (f"{median(r[name][of][key] for r in rounds):,.0f}" for key in keys)
+            figures += [p50, f"{added(name, of, 'p50_us'):,.0f}" if name != "direct" else "", *p99]
+        rows.append(f"| {name} | {' | '.join(figures)} | {per_second(name):,.0f} | {used(name):,.0f} |")
     rows += ["", "| ratio, median of the rounds' own (least to most) | |", "| --- | --- |"]
 
     def ratio(label, of):
         values = sorted(of(r) for r in rounds)
         rows.append(f"| {label} | {median(values):.2f} ({values[0]:.2f} to {values[-1]:.2f}) |")
 
-    cost = lambda r, name: r[name]["alone"]["p50_us"] - r["direct"]["alone"]["p50_us"]
+    cost = lambda r, name, of: r[name][of]["p50_us"] - r["direct"][of]["p50_us"]
     rate = lambda r, name: r[name]["together"]["per_second"]
     cpu = lambda r, name: r[name]["together"]["cpu_us"]
     for name in names:
         if name.startswith("forethought"):
             nginx = "nginx, no log" if name.endswith("no audit") else "nginx"
-            ratio(f"{name}: adds at p50, by {nginx}'s", lambda r: cost(r, name) / max(cost(r, nginx), 1))
+            for of, where in [("one_core", "one core"), ("alone", "all cores")]:
+                label = f"{name}: adds at p50 on {where}, by {nginx}'s"
+                ratio(label, lambda r: cost(r, name, of) / max(cost(r, nginx, of), 1))
             ratio(f"{name}: requests a second, by {nginx}'s", lambda r: rate(r, name) / rate(r, nginx))
             ratio(f"{name}: processor time, by {nginx}'s", lambda r: cpu(r, name) / cpu(r, nginx))
             if "litellm" in names:
@@ -175,10 +199,13 @@ def main():
                 for name in names if i % 2 == 0 else reversed(names):
                     # LiteLLM answers too few for figures in so short a time.
                     url, seconds = peers.urls[name], args.seconds * (4 if name == "litellm" else 1)
+                    peers.keep_to(ONE)
+                    one_core = load(url, 1, seconds, ONE)
+                    peers.keep_to(CORES)
                     alone, before = load(url, 1, seconds), peers.cpu(name)
                     together = load(url, TOGETHER, seconds)
                     together["cpu_us"] = (peers.cpu(name) - before) * 1e6 / max(together["requests"], 1)
-                    turn[name] = {"alone": alone, "together": together}
+                    turn[name] = {"one_core": one_core, "alone": alone, "together": together}
                 assert all(way[key]["errors"] == 0 < way[key]["requests"] for way in turn.values() for key in way), turn
                 rounds.append(turn)
         finally:
