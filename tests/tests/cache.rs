@@ -256,24 +256,76 @@ impl Drop for RedisServer {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn replicas_share_by_redis_and_live_without_it() {
+/// Two replicas that share a Redis, and what they need.
+struct Replicas {
+    first: TestProxy,
+    second: TestProxy,
+    guards: [FakeGuard; 2],
+    /// The configuration of both.
+    toml: String,
+    redis: RedisServer,
+    _upstream: FakeUpstream,
+}
+
+/// `None` where no Redis is installed.
+async fn replicas(folder: &std::path::Path) -> Option<Replicas> {
     let password = "a password of this test";
     let Some(redis) = RedisServer::start(password) else {
-        return println!("skipped: redis-server is not installed (Debian's package `redis-server` has it)");
+        println!("skipped: redis-server is not installed (Debian's package `redis-server` has it)");
+        return None;
     };
-    let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("password");
+    let file = folder.join("password");
     std::fs::write(&file, password).unwrap();
     let toml = redis.config(&file);
     let upstream = FakeUpstream::answering("{}").await;
     let guards = [FakeGuard::reading(), FakeGuard::reading()];
     let first = TestProxy::start(&guards[0], &upstream.url(), &toml).await;
     let second = TestProxy::start(&guards[1], &upstream.url(), &toml).await;
+    Some(Replicas { first, second, guards, toml, redis, _upstream: upstream })
+}
+
+/// Evidence is written to Redis beside the request.
+async fn let_it_be_written() {
+    tokio::time::sleep(Duration::from_millis(500)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_with_those_of_the_same_policies() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(Replicas { first, second, guards, toml, redis: _redis, _upstream }) =
+        replicas(folder.path()).await
+    else {
+        return;
+    };
     let asked = || [guards[0].seen().len(), guards[1].seen().len()];
     ask(&first, "harm", "a").await;
-    // It is written beside the request.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let_it_be_written().await;
+    let new = toml.replace("[policy]\n", "[policy]\nthreshold = 0.4\n");
+    first.rewrite_config(&new);
+    first.reloader().reload().await.unwrap();
+    ask(&first, "harm", "a").await;
+    assert_eq!(asked(), [2, 0], "what was found under other policies does not count");
+    let_it_be_written().await;
+    ask(&second, "harm", "a").await;
+    assert_eq!(asked(), [2, 0], "the replica that was not reloaded has the first one's");
+    second.rewrite_config(&new);
+    second.reloader().reload().await.unwrap();
+    ask(&second, "harm", "a").await;
+    assert_eq!(asked(), [2, 0], "now it has the second one's");
+    let records = second.records().await;
+    assert_eq!(records.iter().map(|record| &record["cache"]).collect::<Vec<_>>(), ["redis", "redis"]);
+    assert_ne!(records[0]["config_sha256"], records[1]["config_sha256"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_share_by_redis_and_live_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some(Replicas { first, second, guards, redis, _upstream, .. }) = replicas(folder.path()).await else {
+        return;
+    };
+    let asked = || [guards[0].seen().len(), guards[1].seen().len()];
+    ask(&first, "harm", "a").await;
+    let_it_be_written().await;
     ask(&second, "harm", "a").await;
     assert_eq!(asked(), [1, 0], "the second replica has it from Redis");
     ask(&second, "harm", "b").await;
