@@ -110,7 +110,7 @@ impl DeviceEngine {
         grads.fill(0.0);
         let scale = (1.0 / batch.weight) as f32;
         let mut sum = 0.0;
-        for part in parts(examples, self.tokens, |example| example.positions()) {
+        for part in parts(&by_length(examples), self.tokens, |example| example.positions()) {
             sum += self.model.gradients(&self.layout, values, part, scale, grads)?;
         }
         Ok(BatchLoss { loss: sum / batch.weight, ..batch })
@@ -119,7 +119,7 @@ impl DeviceEngine {
     fn loss(&self, values: &[f32], examples: &[&Example]) -> Result<BatchLoss> {
         let batch = self.check(examples)?;
         let mut sum = 0.0;
-        for part in parts(examples, self.tokens, |example| example.positions()) {
+        for part in parts(&by_length(examples), self.tokens, |example| example.positions()) {
             sum += self.model.loss(&self.layout, values, part)?;
         }
         Ok(BatchLoss { loss: sum / batch.weight.max(f64::MIN_POSITIVE), ..batch })
@@ -146,19 +146,26 @@ impl DeviceEngine {
     }
 }
 
-/// Cuts a batch into parts of at most `limit` tokens; a longer sequence is a part of its own.
+/// Cuts a batch into parts of at most `limit` tokens, where each sequence counts as its part's longest; a longer sequence is
+/// a part of its own.
 fn parts<'a, T: ?Sized>(items: &'a [&'a T], limit: usize, tokens: impl Fn(&T) -> usize) -> Vec<&'a [&'a T]> {
-    let (mut parts, mut start, mut held) = (Vec::new(), 0, 0);
+    let (mut parts, mut start, mut longest) = (Vec::new(), 0, 0);
     for (at, item) in items.iter().enumerate() {
-        let more = tokens(item);
-        if at > start && held + more > limit {
+        longest = longest.max(tokens(item));
+        if at > start && (at + 1 - start) * longest > limit {
             parts.push(&items[start..at]);
-            (start, held) = (at, 0);
+            (start, longest) = (at, tokens(item));
         }
-        held += more;
     }
     parts.extend((start < items.len()).then(|| &items[start..]));
     parts
+}
+
+/// Examples by length, so that those of a part need little padding.
+fn by_length<'a>(examples: &[&'a Example]) -> Vec<&'a Example> {
+    let mut examples = examples.to_vec();
+    examples.sort_by_key(|example| example.positions());
+    examples
 }
 
 #[cfg(test)]
@@ -179,7 +186,9 @@ mod tests {
             assert_eq!(found, expected);
         };
         check(&[], &[]);
-        check(&[4, 6, 1], &[&[4, 6], &[1]]);
+        check(&[4, 5, 1], &[&[4, 5], &[1]]);
+        check(&[4, 6, 1], &[&[4], &[6], &[1]]);
+        check(&[1, 1, 3, 1, 2], &[&[1, 1, 3], &[1, 2]]);
         check(&[30, 3, 8], &[&[30], &[3], &[8]]);
     }
 

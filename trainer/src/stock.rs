@@ -1,8 +1,11 @@
 //! The same training step out of stock candle operations and candle's autograd: any device, no hand-written gradient.
 //!
-//! Sequences share nothing here, and weights are f32 on the device, whatever they were rounded to. It is the test oracle
+//! Sequences share nothing here and are padded to one length, and weights are f32 on the device, whatever they were rounded to. It is the test oracle
 //! of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is the identity that keeps
 //! candle from computing the gradients of frozen weights.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{
@@ -39,6 +42,19 @@ struct StockBlock {
 struct StockLinear {
     weight: Tensor, // [outputs, inputs]
     bias: Option<Tensor>,
+}
+
+/// The matrices of an adapter, by where each begins in the flat vector. They are tensors of their own, since the gradient of a
+/// part of one long tensor is as long as the whole.
+struct Factors(BTreeMap<usize, Tensor>);
+
+/// Positions, as attention sees them.
+struct Places {
+    /// `[length, 1, dim / 2]`, as `sin`.
+    cos: Tensor,
+    sin: Tensor,
+    /// `[length, length]`: minus infinity where a key comes after the query.
+    mask: Tensor,
 }
 
 impl StockModel {
@@ -97,12 +113,14 @@ impl StockModel {
         scale: f32,
         grads: &mut [f32],
     ) -> Result<f64> {
-        let values = Var::from_slice(values, values.len(), &self.device)?;
-        let loss = self.weighted_nll(layout, values.as_tensor(), examples)?;
+        let factors = Factors::new(self, layout, values, true)?;
+        let loss = self.weighted_nll(layout, &factors, examples)?;
         let store = (&loss * f64::from(scale))?.backward()?;
-        if let Some(gradient) = store.get(&values) {
-            let gradient: Vec<f32> = gradient.to_vec1()?;
-            grads.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+        for (start, factor) in &factors.0 {
+            if let Some(gradient) = store.get(factor) {
+                let gradient: Vec<f32> = gradient.flatten_all()?.to_vec1()?;
+                grads[*start..].iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
+            }
         }
         Ok(f64::from(loss.to_scalar::<f32>()?))
     }
@@ -112,8 +130,8 @@ impl StockModel {
     /// # Errors
     /// When the device fails or is out of memory.
     pub fn loss(&self, layout: &Layout, values: &[f32], examples: &[&Example]) -> Result<f64> {
-        let values = Tensor::new(values, &self.device)?;
-        Ok(f64::from(self.weighted_nll(layout, &values, examples)?.to_scalar::<f32>()?))
+        let factors = Factors::new(self, layout, values, false)?;
+        Ok(f64::from(self.weighted_nll(layout, &factors, examples)?.to_scalar::<f32>()?))
     }
 
     /// For each prompt the log-probabilities of `candidates` as its next token. No prompt may be empty.
@@ -127,12 +145,10 @@ impl StockModel {
         prompts: &[&[u32]],
         candidates: &[u32],
     ) -> Result<Vec<Vec<f32>>> {
-        let values = Tensor::new(values, &self.device)?;
-        let ends = prompts.iter().scan(0, |end, prompt| {
-            *end += prompt.len() as u32;
-            Some(*end - 1)
-        });
-        let logits = self.logits(layout, &values, prompts, ends.collect())?;
+        let factors = Factors::new(self, layout, values, false)?;
+        let length = longest(prompts);
+        let ends = prompts.iter().enumerate().map(|(i, prompt)| (i * length + prompt.len() - 1) as u32);
+        let logits = self.logits(layout, &factors, prompts, ends.collect())?;
         let lse = log_sum_exp(&logits)?; // [prompts]
         let candidates = Tensor::new(candidates, &self.device)?;
         let found = logits.index_select(&candidates, 1)?.broadcast_sub(&lse.unsqueeze(1)?)?;
@@ -140,39 +156,49 @@ impl StockModel {
     }
 
     /// `sum of weight * nll` over the batch, as a scalar with its graph.
-    fn weighted_nll(&self, layout: &Layout, values: &Tensor, examples: &[&Example]) -> Result<Tensor> {
-        let (mut inputs, mut start) = (Vec::new(), 0);
+    fn weighted_nll(&self, layout: &Layout, factors: &Factors, examples: &[&Example]) -> Result<Tensor> {
+        let inputs: Vec<&[u32]> =
+            examples.iter().map(|example| &example.tokens[..example.positions()]).collect();
+        let length = longest(&inputs);
         let (mut rows, mut wanted, mut weights) = (Vec::new(), Vec::new(), Vec::new());
-        for example in examples {
+        for (i, example) in examples.iter().enumerate() {
             let predicted = example.tokens.iter().zip(&example.weights).skip(1);
-            for (row, (&token, &weight)) in (start..).zip(predicted).filter(|(_, (_, weight))| **weight > 0.0)
-            {
-                rows.push(row);
+            for (at, (&token, &weight)) in predicted.enumerate().filter(|(_, (_, weight))| **weight > 0.0) {
+                rows.push((i * length + at) as u32);
                 wanted.push(token);
                 weights.push(weight);
             }
-            inputs.push(&example.tokens[..example.positions()]);
-            start += example.positions() as u32;
         }
         if rows.is_empty() {
-            return Ok((values.sum_all()? * 0.0)?);
+            return Ok(Tensor::new(0f32, &self.device)?);
         }
-        let logits = self.logits(layout, values, &inputs, rows)?;
+        let logits = self.logits(layout, factors, &inputs, rows)?;
         let wanted = Tensor::new(wanted, &self.device)?.unsqueeze(1)?;
         let nll = (log_sum_exp(&logits)? - logits.gather(&wanted, 1)?.squeeze(1)?)?;
         Ok((nll * Tensor::new(weights, &self.device)?)?.sum_all()?)
     }
 
-    /// Logits `[rows, vocabulary]` of the chosen rows of all sequences, one after the other.
-    fn logits(&self, layout: &Layout, values: &Tensor, inputs: &[&[u32]], rows: Vec<u32>) -> Result<Tensor> {
-        let lengths: Vec<usize> = inputs.iter().map(|input| input.len()).collect();
-        let tokens = Tensor::new(inputs.concat(), &self.device)?;
+    /// Logits `[rows, vocabulary]` of the chosen rows of all sequences. Sequences lie one after the other, each padded at
+    /// its end to the longest: what is there is seen by nothing before it.
+    fn logits(
+        &self,
+        layout: &Layout,
+        factors: &Factors,
+        inputs: &[&[u32]],
+        rows: Vec<u32>,
+    ) -> Result<Tensor> {
+        let length = longest(inputs);
+        let padded = inputs
+            .iter()
+            .flat_map(|input| input.iter().copied().chain(std::iter::repeat_n(0, length - input.len())));
+        let tokens = Tensor::from_iter(padded, &self.device)?;
+        let places = self.places(length)?;
         let mut x = self.embedding.index_select(&tokens, 0)?;
         for (block, slots) in self.blocks.iter().zip(&layout.blocks) {
             let eps = self.dimensions.norm_eps;
-            let lora = |layer: &StockLinear, slots: &LoraSlots, x: &Tensor| linear(layer, slots, values, x);
+            let lora = |layer: &StockLinear, slots: &LoraSlots, x: &Tensor| linear(layer, slots, factors, x);
             let qkv = lora(&block.qkv, &slots.qkv, &norm(&x, &block.attention_norm, eps)?)?;
-            let attention = self.attention(block, &qkv, &lengths)?;
+            let attention = self.attention(block, &qkv, &places)?;
             x = (x + lora(&block.output, &slots.output, &attention)?)?;
             let gate_up = lora(&block.gate_up, &slots.gate_up, &norm(&x, &block.mlp_norm, eps)?)?;
             let mlp = self.dimensions.mlp;
@@ -183,57 +209,65 @@ impl StockModel {
         frozen_matmul(&norm(&x, &self.norm, self.dimensions.norm_eps)?, &self.head)
     }
 
-    /// Attention of a block, one sequence at a time: `[T, width]` to `[T, query_width]`.
-    fn attention(&self, block: &StockBlock, qkv: &Tensor, lengths: &[usize]) -> Result<Tensor> {
-        let Dimensions { heads, norm_eps, .. } = self.dimensions;
-        let groups = heads.query / heads.key_value;
-        let mut outputs = Vec::new();
-        let mut start = 0;
-        for &len in lengths.iter().filter(|&&len| len > 0) {
-            let rows = qkv.narrow(0, start, len)?;
-            start += len;
-            let split = |start: usize, count: usize| {
-                rows.narrow(1, start * heads.dim, count * heads.dim)?.reshape(((), count, heads.dim))
-            };
-            let q = split(0, heads.query)?; // [L, heads, dim]
-            let k = split(heads.query, heads.key_value)?;
-            let v = split(heads.query + heads.key_value, heads.key_value)?;
-            let (q, k) = match &block.qk_norm {
-                Some((query, key)) => (norm(&q, query, norm_eps)?, norm(&k, key, norm_eps)?),
-                None => (q, k),
-            };
-            let q = self.rope(&q)?.transpose(0, 1)?.contiguous()?; // [heads, L, dim]
-            let repeat = |x: &Tensor| -> candle_core::Result<Tensor> {
-                let (keys, len, dim) = x.dims3()?;
-                x.unsqueeze(1)?.broadcast_as((keys, groups, len, dim))?.reshape((keys * groups, len, dim))
-            };
-            let k = repeat(&self.rope(&k)?.transpose(0, 1)?.contiguous()?)?;
-            let v = repeat(&v.transpose(0, 1)?.contiguous()?)?;
-            let scores = (q.matmul(&k.t()?)? / (heads.dim as f64).sqrt())?;
-            let mask: Vec<f32> =
-                (0..len * len).map(|i| if i % len > i / len { f32::NEG_INFINITY } else { 0.0 }).collect();
-            let scores = scores.broadcast_add(&Tensor::from_vec(mask, (len, len), &self.device)?)?;
-            let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-            let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
-            let output = weights.matmul(&v)?.transpose(0, 1)?.contiguous()?;
-            outputs.push(output.reshape((len, heads.query_width()))?);
-        }
-        Ok(Tensor::cat(&outputs, 0)?)
+    /// What attention needs to know of positions up to `length`.
+    fn places(&self, length: usize) -> Result<Places> {
+        let frequencies = &self.dimensions.rope_frequencies;
+        let angles: Vec<f32> = (0..length)
+            .flat_map(|position| frequencies.iter().map(move |frequency| position as f32 * frequency))
+            .collect();
+        let angles = Tensor::from_vec(angles, (length, 1, frequencies.len()), &self.device)?;
+        let mask: Vec<f32> = (0..length * length)
+            .map(|i| if i % length > i / length { f32::NEG_INFINITY } else { 0.0 })
+            .collect();
+        let mask = Tensor::from_vec(mask, (length, length), &self.device)?;
+        Ok(Places { cos: angles.cos()?, sin: angles.sin()?, mask })
     }
 
-    /// Turns `[L, heads, dim]`.
-    fn rope(&self, x: &Tensor) -> Result<Tensor> {
-        let (len, _, dim) = x.dims3()?;
-        let angles: Vec<f32> = (0..len)
-            .flat_map(|position| self.dimensions.rope_frequencies.iter().map(move |f| position as f32 * f))
-            .collect();
-        let angles = Tensor::from_vec(angles, (len, 1, dim / 2), &self.device)?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        let (a, b) = (x.narrow(2, 0, dim / 2)?, x.narrow(2, dim / 2, dim / 2)?);
-        let first = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
-        let second = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-        Ok(Tensor::cat(&[first, second], 2)?)
+    /// Attention of a block: `[sequences * length, width]` to `[sequences * length, query_width]`.
+    fn attention(&self, block: &StockBlock, qkv: &Tensor, places: &Places) -> Result<Tensor> {
+        let Dimensions { heads, norm_eps, .. } = self.dimensions;
+        let groups = heads.query / heads.key_value;
+        let length = places.mask.dim(0)?;
+        let split = |start: usize, count: usize| {
+            qkv.narrow(1, start * heads.dim, count * heads.dim)?.reshape(((), length, count, heads.dim))
+        };
+        let q = split(0, heads.query)?; // [sequences, length, heads, dim]
+        let k = split(heads.query, heads.key_value)?;
+        let v = split(heads.query + heads.key_value, heads.key_value)?;
+        let (q, k) = match &block.qk_norm {
+            Some((query, key)) => (norm(&q, query, norm_eps)?, norm(&k, key, norm_eps)?),
+            None => (q, k),
+        };
+        let q = places.rope(&q)?.transpose(1, 2)?.contiguous()?; // [sequences, heads, length, dim]
+        let repeat = |x: &Tensor| -> candle_core::Result<Tensor> {
+            let (sequences, keys, _, dim) = x.dims4()?;
+            let repeated = x.unsqueeze(2)?.broadcast_as((sequences, keys, groups, length, dim))?;
+            repeated.reshape((sequences, keys * groups, length, dim))
+        };
+        let k = repeat(&places.rope(&k)?.transpose(1, 2)?.contiguous()?)?;
+        let v = repeat(&v.transpose(1, 2)?.contiguous()?)?;
+        let scores = (q.matmul(&k.t()?)? / (heads.dim as f64).sqrt())?.broadcast_add(&places.mask)?;
+        let shifted = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let weights = shifted.broadcast_div(&shifted.sum_keepdim(D::Minus1)?)?;
+        let output = weights.matmul(&v)?.transpose(1, 2)?.contiguous()?;
+        Ok(output.reshape(((), heads.query_width()))?)
     }
+}
+
+impl Places {
+    /// Turns `[sequences, length, heads, dim]`.
+    fn rope(&self, x: &Tensor) -> Result<Tensor> {
+        let half = x.dim(D::Minus1)? / 2;
+        let (a, b) = (x.narrow(D::Minus1, 0, half)?, x.narrow(D::Minus1, half, half)?);
+        let first = (a.broadcast_mul(&self.cos)? - b.broadcast_mul(&self.sin)?)?;
+        let second = (b.broadcast_mul(&self.cos)? + a.broadcast_mul(&self.sin)?)?;
+        Ok(Tensor::cat(&[first, second], D::Minus1)?)
+    }
+}
+
+/// Length of the longest sequence.
+fn longest(inputs: &[&[u32]]) -> usize {
+    inputs.iter().map(|input| input.len()).max().unwrap_or(0)
 }
 
 /// `[rows, columns]` to `[rows]`.
@@ -248,30 +282,61 @@ fn norm(x: &Tensor, weight: &Tensor, eps: f32) -> Result<Tensor> {
     Ok(x.broadcast_div(&scale)?.broadcast_mul(weight)?)
 }
 
-fn linear(layer: &StockLinear, slots: &LoraSlots, values: &Tensor, x: &Tensor) -> Result<Tensor> {
+fn linear(layer: &StockLinear, slots: &LoraSlots, factors: &Factors, x: &Tensor) -> Result<Tensor> {
     let mut y = frozen_matmul(x, &layer.weight)?;
     if let Some(bias) = &layer.bias {
         y = y.broadcast_add(bias)?;
     }
-    let rank = slots.rank;
-    let (outputs, inputs) = layer.weight.dims2()?;
-    // Columns in order: adapted ones with their update, the others as they are.
-    let (mut columns, mut done) = (Vec::new(), 0);
+    if slots.parts.is_empty() {
+        return Ok(y);
+    }
+    let (rows, outputs) = y.dims2()?;
+    let gap = |width: usize| Tensor::zeros((rows, width), y.dtype(), y.device());
+    let low = x.matmul(&factors.at(&slots.a)?.t()?)?; // [rows, parts * rank]
+    // Columns in order; those that are not adapted have no update.
+    let (mut updates, mut done) = (Vec::new(), 0);
     for (i, part) in slots.parts.iter().enumerate() {
         if part.columns.start > done {
-            columns.push(y.narrow(1, done, part.columns.start - done)?);
+            updates.push(gap(part.columns.start - done)?);
         }
-        let a =
-            values.narrow(0, slots.a.start + i * rank * inputs, rank * inputs)?.reshape((rank, inputs))?;
-        let b = values.narrow(0, part.b.start, part.b.len())?.reshape((part.columns.len(), rank))?;
-        let update = (x.matmul(&a.t()?)?.matmul(&b.t()?)? * f64::from(slots.scale))?;
-        columns.push((y.narrow(1, part.columns.start, part.columns.len())? + update)?);
+        let low = low.narrow(1, i * slots.rank, slots.rank)?.contiguous()?;
+        updates.push(low.matmul(&factors.at(&part.b)?.t()?)?);
         done = part.columns.end;
     }
     if done < outputs {
-        columns.push(y.narrow(1, done, outputs - done)?);
+        updates.push(gap(outputs - done)?);
     }
-    Ok(Tensor::cat(&columns, 1)?)
+    Ok((y + (Tensor::cat(&updates, 1)? * f64::from(slots.scale))?)?)
+}
+
+impl Factors {
+    /// The factors of an adapter's flat vector; with gradients if it is `trained`.
+    fn new(model: &StockModel, layout: &Layout, values: &[f32], trained: bool) -> Result<Self> {
+        let mut factors = BTreeMap::new();
+        for (block, slots) in model.blocks.iter().zip(&layout.blocks) {
+            let layers = [
+                (&block.qkv, &slots.qkv),
+                (&block.output, &slots.output),
+                (&block.gate_up, &slots.gate_up),
+                (&block.down, &slots.down),
+            ];
+            for (layer, slots) in layers.into_iter().filter(|(_, slots)| !slots.parts.is_empty()) {
+                let stacked = (slots.a.clone(), layer.weight.dim(1)?);
+                let ups = slots.parts.iter().map(|part| (part.b.clone(), slots.rank));
+                for (range, columns) in std::iter::once(stacked).chain(ups) {
+                    let shape = (range.len() / columns, columns);
+                    let factor = Tensor::from_slice(&values[range.clone()], shape, &model.device)?;
+                    let factor = if trained { Var::from_tensor(&factor)?.into_inner() } else { factor };
+                    factors.insert(range.start, factor);
+                }
+            }
+        }
+        Ok(Self(factors))
+    }
+
+    fn at(&self, range: &Range<usize>) -> candle_core::Result<&Tensor> {
+        self.0.get(&range.start).ok_or_else(|| candle_core::Error::msg("a layout of another model"))
+    }
 }
 
 /// `x W^T` with the gradient of `x` alone; candle's own product would compute that of `W` as well.
