@@ -10,12 +10,18 @@ use super::{ModelConfig, Result, linear::with_slice};
 const MATMUL_FROM: usize = 24;
 
 /// `q` `[tokens, heads * head_dim]`, `k` and `v` `[total, kv_heads * head_dim]`, where the new tokens are the last of
-/// `total`; returns `[tokens, heads * head_dim]`.
-pub(super) fn attend(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+/// `total`, and `mask` is their [`mask`]; returns `[tokens, heads * head_dim]`.
+pub(super) fn attend(
+    config: &ModelConfig,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
     if on_cpu(q) && q.dim(0)? < MATMUL_FROM {
         attend_loop(config, q, k, v)
     } else {
-        attend_matmul(config, q, k, v)
+        attend_matmul(config, q, k, v, mask)
     }
 }
 
@@ -23,7 +29,13 @@ fn on_cpu(tensor: &Tensor) -> bool {
     matches!(tensor.device(), Device::Cpu) && tensor.dtype() == DType::F32
 }
 
-fn attend_matmul(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
+fn attend_matmul(
+    config: &ModelConfig,
+    q: &Tensor,
+    k: &Tensor,
+    v: &Tensor,
+    mask: Option<&Tensor>,
+) -> Result<Tensor> {
     let ModelConfig { heads, kv_heads, head_dim, .. } = *config;
     let (tokens, total) = (q.dim(0)?, k.dim(0)?);
     let group = heads / kv_heads;
@@ -36,21 +48,26 @@ fn attend_matmul(config: &ModelConfig, q: &Tensor, k: &Tensor, v: &Tensor) -> Re
     let weights = if on_cpu(&scores) {
         causal_softmax(&scores, tokens, head_dim)?
     } else {
-        let mask = causal_mask(tokens, total, scores.dtype(), scores.device())?;
         let scores = (scores * (head_dim as f64).powf(-0.5))?.reshape((kv_heads, group, tokens, total))?;
-        softmax_last_dim(&scores.broadcast_add(&mask)?)?.reshape((kv_heads, group * tokens, total))?
+        let scores = mask.map_or(Ok(scores.clone()), |mask| scores.broadcast_add(mask))?;
+        softmax_last_dim(&scores)?.reshape((kv_heads, group * tokens, total))?
     };
     let out = weights.matmul(&v)?.reshape((kv_heads, group, tokens, head_dim))?;
     Ok(out.permute((2, 0, 1, 3))?.contiguous()?.reshape((tokens, heads * head_dim))?)
 }
 
-/// `[tokens, total]`: zero where a token may look, minus infinity where it may not.
-fn causal_mask(tokens: usize, total: usize, dtype: DType, device: &Device) -> Result<Tensor> {
+/// `[tokens, total]`: zero where a token may look, minus infinity where it may not. `None` where nothing is masked, since one
+/// token sees all, or where it is done on the way, on the processor. It is made once for all layers: a copy to a device waits
+/// for what the device has still to do.
+pub(super) fn mask(tokens: usize, total: usize, dtype: DType, device: &Device) -> Result<Option<Tensor>> {
+    if tokens < 2 || (matches!(device, Device::Cpu) && dtype == DType::F32) {
+        return Ok(None);
+    }
     let past = total - tokens;
     let cell = |row, column| if column > past + row { f32::NEG_INFINITY } else { 0.0 };
     let mask: Vec<f32> =
         (0..tokens).flat_map(|row| (0..total).map(move |column| cell(row, column))).collect();
-    Ok(Tensor::from_vec(mask, (tokens, total), device)?.to_dtype(dtype)?)
+    Ok(Some(Tensor::from_vec(mask, (tokens, total), device)?.to_dtype(dtype)?))
 }
 
 /// Scaling, mask and softmax of `scores` `[.., group * tokens, total]` in one pass: over thousands of tokens, separate
@@ -219,7 +236,7 @@ mod tests {
             let random = |rows, width| Tensor::randn(0f32, 2.0, (rows, width), &Device::Cpu);
             let (q, k, v) = (random(tokens, 120)?, random(total, 40)?, random(total, 40)?);
             let one = attend_loop(&config, &q, &k, &v)?.flatten_all()?.to_vec1::<f32>()?;
-            let other = attend_matmul(&config, &q, &k, &v)?.flatten_all()?.to_vec1::<f32>()?;
+            let other = attend_matmul(&config, &q, &k, &v, None)?.flatten_all()?.to_vec1::<f32>()?;
             let worst = one.iter().zip(&other).fold(0f32, |worst, (a, b)| worst.max((a - b).abs()));
             assert!(worst < 1e-4, "{tokens} of {total}: {worst}");
         }

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::{
     Adapter, Checkpoint, DeviceChoice, KvCache, ModelConfig, Precision, Result,
-    attention::attend,
+    attention::{attend, mask},
     linear::{Linear, forward_many},
     rope::Rope,
 };
@@ -179,9 +179,12 @@ impl Decoder {
         self.check(sequences, &tokens, taps)?;
         let mut segments: Vec<Range<usize>> = Vec::with_capacity(sequences.len());
         let mut positions = Vec::with_capacity(tokens.len());
+        let mut masks = Vec::with_capacity(sequences.len());
         for sequence in &mut *sequences {
             let (start, past) = (positions.len(), sequence.cache.len());
-            positions.extend(past..past + sequence.tokens.len());
+            let total = past + sequence.tokens.len();
+            masks.push(mask(sequence.tokens.len(), total, self.dtype, &self.device)?);
+            positions.extend(past..total);
             segments.push(start..positions.len());
             sequence.cache.reserve(sequence.tokens.len())?;
         }
@@ -193,15 +196,15 @@ impl Decoder {
         self.tap(taps, 0, &x, &mut hidden);
         for (i, block) in self.blocks.iter().enumerate() {
             x = block.forward(&self.config, &x, &angles, |q, k, v| {
-                let one = |(segment, sequence): (&Range<usize>, &Sequence<'_>)| {
+                let one = |((segment, mask), sequence): ((&Range<usize>, &Option<Tensor>), &Sequence<'_>)| {
                     let part = |t: &Tensor| t.narrow(0, segment.start, segment.len());
                     let (keys, values) = sequence.cache.append(i, &part(k)?, &part(v)?)?;
-                    attend(&self.config, &part(q)?, &keys, &values)
+                    attend(&self.config, &part(q)?, &keys, &values, mask.as_ref())
                 };
                 let outputs: Vec<Tensor> = if on_cpu {
-                    segments.par_iter().zip(&*sequences).map(one).collect::<Result<_>>()?
+                    segments.par_iter().zip(&masks).zip(&*sequences).map(one).collect::<Result<_>>()?
                 } else {
-                    segments.iter().zip(&*sequences).map(one).collect::<Result<_>>()?
+                    segments.iter().zip(&masks).zip(&*sequences).map(one).collect::<Result<_>>()?
                 };
                 Ok(if let [single] = &outputs[..] { single.clone() } else { Tensor::cat(&outputs, 0)? })
             })?;
