@@ -8,9 +8,6 @@ use wit_parser::{Resolve, SourceMap};
 
 use crate::template;
 
-/// What toolchains describe a module's imports and exports in.
-const DESCRIPTION: &str = "component-type";
-
 /// Whether a file is a core module, and no component.
 pub(crate) fn is_module(file: &[u8]) -> bool {
     file.starts_with(b"\0asm\x01\0\0\0")
@@ -24,18 +21,21 @@ pub(crate) fn is_module(file: &[u8]) -> bool {
 pub(crate) fn encode(module: &[u8]) -> Result<Vec<u8>, String> {
     let encode = || {
         wasmparser::validate(module)?;
-        let mut module = undescribed(module)?;
+        let mut module = bare(module)?;
         describe(&mut module)?;
         ComponentEncoder::default().validate(true).module(&module)?.encode()
     };
     encode().map_err(|error: anyhow::Error| {
-        format!("it is a module that can't be made a component ({error:#}); was it built with the SDK?")
+        format!(
+            "it is a module that can't be made a component ({error:#}); was it built with the SDK? What \
+             imports more than the interface, or has no strings in UTF-8, must be a component."
+        )
     })
 }
 
-/// A valid module without its own description, which may be anything: in one of packages that depend on each other in a circle,
-/// `wit-parser` (0.254) recurses until the stack is used up, and that ends a process.
-fn undescribed(module: &[u8]) -> anyhow::Result<Vec<u8>> {
+/// A valid module without its custom sections. One may describe the module, and be anything: in one of packages that depend on
+/// each other in a circle, `wit-parser` (0.254) recurses until the stack is used up, and that ends a process.
+fn bare(module: &[u8]) -> anyhow::Result<Vec<u8>> {
     let mut kept = Vec::with_capacity(module.len());
     let mut from = 0;
     for payload in Parser::new(0).parse_all(module) {
@@ -47,7 +47,7 @@ fn undescribed(module: &[u8]) -> anyhow::Result<Vec<u8>> {
                 None => continue, // a part of the section before it, or the end
             },
         };
-        if !matches!(&payload, Payload::CustomSection(section) if section.name().starts_with(DESCRIPTION)) {
+        if !matches!(&payload, Payload::CustomSection(_)) {
             kept.extend_from_slice(&module[from..to]);
         }
         from = to;

@@ -1,10 +1,12 @@
 //! Tokens a second and peak memory of training steps (forward, backward, AdamW) on a base model's real weights:
 //!
 //! ```sh
-//! cargo bench -p forethought-trainer --bench step -- [--precision f32|bf16|q8_0|q4_1|nf4] [--recompute] [--steps N] [--device cuda]
+//! cargo bench -p forethought-trainer --bench step -- [--precision f32|bf16|q8_0|q4_1|nf4] [--recompute] [--steps N] \
+//!     [--device cuda]
 //! ```
 //!
-//! It prints one JSON object. A device other than the processor wants its feature (`--features cuda`). `compare.py` beside it runs this and the same steps of torch and peft in turns.
+//! It prints one JSON object. A device other than the processor wants its feature (`--features cuda`). `compare.py` beside it
+//! runs this and the same steps of torch and peft in turns.
 #![allow(clippy::unwrap_used)] // A benchmark may stop where it stands.
 
 use std::sync::Arc;

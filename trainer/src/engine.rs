@@ -222,7 +222,8 @@ mod tests {
             Engine::new(model.clone(), layout.clone(), settings, &Device::Cpu).unwrap(),
             Engine::Device(DeviceEngine::new(&model, layout.clone(), 16, device).unwrap()),
         ];
-        let prompts: Vec<&[u32]> = examples.iter().map(|example| &example.tokens[..6]).collect();
+        let prompts: Vec<&[u32]> =
+            examples.iter().enumerate().map(|(i, example)| &example.tokens[..4 + i]).collect();
         let [one, other] = engines.each_mut().map(|engine| {
             let mut grads = vec![f32::NAN; layout.len];
             let batch = engine.gradients(&values, &examples, &mut grads).unwrap();

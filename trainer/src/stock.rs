@@ -1,8 +1,8 @@
 //! The same training step out of stock candle operations and candle's autograd: any device, no hand-written gradient.
 //!
-//! Sequences share nothing here and are padded to one length, and weights are f32 on the device, whatever they were rounded to. It is the test oracle
-//! of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is the identity that keeps
-//! candle from computing the gradients of frozen weights.
+//! Sequences share nothing here and are padded to one length, and weights are f32 on the device, whatever they were rounded
+//! to. It is the test oracle of [`crate::cpu`], and the path of devices other than the CPU. The one custom operation is the
+//! identity that keeps candle from computing the gradients of frozen weights.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

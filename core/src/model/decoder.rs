@@ -150,7 +150,11 @@ impl Decoder {
             adapter.check_all_used()?;
         }
         let shared = tied && head.rows(&[]).is_some();
-        let embedding = if shared { None } else { Some(embedding.to_device(&device)?.to_dtype(dtype)?) };
+        let embedding = match head.dense() {
+            _ if shared => None,
+            Some(table) if tied => Some(table.clone()),
+            _ => Some(embedding.to_device(&device)?.to_dtype(dtype)?),
+        };
         let rope = Rope::new(&config);
         Ok(Self { config, embedding, blocks, norm, head, rope, device, dtype })
     }

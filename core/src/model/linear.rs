@@ -71,6 +71,14 @@ impl Linear {
         outputs.pop().ok_or_else(|| candle_core::Error::msg("no output").into())
     }
 
+    /// The weight, where it is held dense.
+    pub(super) fn dense(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Weight::Dense(weight) => Some(weight),
+            Weight::Int8(_) => None,
+        }
+    }
+
     /// Rows `ids` of the weight, `[ids, in]`, where it is held in 8 bits by the own kernel: a model whose head is its
     /// embedding then needs no second table.
     pub(super) fn rows(&self, ids: &[u32]) -> Option<Result<Tensor>> {

@@ -135,18 +135,13 @@ impl Filter {
 
     /// The records that match, oldest first.
     fn entries(&self, config: &ConfigArgs) -> Result<impl Iterator<Item = Result<Entry>>> {
-        let filter = self.clone();
-        Ok(self.all(config)?.filter(move |entry| entry.as_ref().map_or(true, |entry| filter.takes(entry))))
-    }
-
-    /// All records, oldest first.
-    fn all(&self, config: &ConfigArgs) -> Result<impl Iterator<Item = Result<Entry>> + use<>> {
         let path = self.path(config)?;
         let files = crate::audit::files(&path);
         if files.is_empty() {
             bail!("there is no audit file {}", path.display());
         }
-        Ok(entries(files))
+        let filter = self.clone();
+        Ok(entries(files).filter(move |entry| entry.as_ref().map_or(true, |entry| filter.takes(entry))))
     }
 }
 

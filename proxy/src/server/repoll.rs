@@ -54,7 +54,8 @@ impl Wake for State {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        let next = |phase| (phase == POLLED).then_some(WOKEN);
+        // Written again where it is there already, so that whoever polls next sees what this waker's owner did before.
+        let next = |phase| (phase != IDLE).then_some(WOKEN);
         if self.phase.fetch_update(AcqRel, Acquire, next) == Err(IDLE) {
             self.outer.wake();
         }
@@ -83,7 +84,13 @@ impl<F: Future + Unpin> Future for Repoll<F> {
 
 #[cfg(test)]
 mod tests {
-    use std::{future::poll_fn, sync::atomic::AtomicUsize, sync::atomic::Ordering::SeqCst};
+    use std::{
+        future::poll_fn,
+        sync::atomic::{AtomicUsize, Ordering::SeqCst},
+        time::Duration,
+    };
+
+    use tokio::time::timeout;
 
     use super::*;
 
@@ -121,6 +128,29 @@ mod tests {
         assert_eq!(poll_once(2, 9), (false, 3, 0));
         // Others have their turn in the end.
         assert_eq!(poll_once(99, 99), (false, TIMES, 1));
+    }
+
+    /// Another thread wakes it at any moment, during a poll included, and no wake-up is lost.
+    #[test]
+    fn what_others_bring_meanwhile_is_seen() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        for _ in 0..2_000 {
+            let (brought, taken) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicWaker::new()));
+            let (sender, receiver) = (brought.clone(), taken.clone());
+            let bringing = std::thread::spawn(move || {
+                for _ in 0..4 {
+                    sender.fetch_add(1, SeqCst);
+                    receiver.wake();
+                }
+            });
+            let all = poll_fn(|cx| {
+                taken.register(cx.waker());
+                if brought.load(SeqCst) == 4 { Poll::Ready(()) } else { Poll::Pending }
+            });
+            let done = runtime.block_on(async { timeout(Duration::from_secs(20), Repoll::new(all)).await });
+            done.expect("no wake-up is lost");
+            bringing.join().unwrap();
+        }
     }
 
     #[test]

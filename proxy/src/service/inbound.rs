@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
-use http::{HeaderMap, Method, header, request};
+use http::{HeaderMap, Method, Version, header, request};
 use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use tokio::time::timeout;
@@ -62,12 +62,18 @@ impl Inbound {
         let mut incoming = self.incoming.take().ok_or(Error::BodyBroken)?;
         let bodiless = matches!(head.method, Method::GET | Method::HEAD);
         if bodiless && !incoming.is_end_stream() {
+            let unexpected = || Error::BodyUnexpected { method: head.method.clone() };
             // Over HTTP/2 it may be said after the head that there is none.
+            if head.version != Version::HTTP_2 || incoming.size_hint().lower() > 0 {
+                self.incoming = Some(incoming);
+                return Err(unexpected());
+            }
             let after = limits.body_timeout;
             let rest = timeout(after, Limited::new(&mut incoming, 0).collect().boxed()).await;
             let error = match rest {
                 Ok(Ok(_)) => return Ok(Sent::Unread(reply::full(Bytes::new()))),
-                Ok(Err(_)) => Error::BodyUnexpected { method: head.method.clone() },
+                Ok(Err(error)) if error.is::<LengthLimitError>() => unexpected(),
+                Ok(Err(_)) => Error::BodyBroken,
                 Err(_) => Error::BodyTimeout { after },
             };
             self.incoming = Some(incoming);

@@ -103,8 +103,10 @@ class Peers:
         pids = [self.pids[name]]
         for pid in pids:
             for task in pathlib.Path(f"/proc/{pid}/task").iterdir():
-                pids += (task / "children").read_text().split()
-                yield task
+                # Idle threads may end meanwhile.
+                with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                    pids += (task / "children").read_text().split()
+                    yield task
 
     def cpu(self, name):
         """Seconds of processor time that a way's processes have used."""
@@ -118,7 +120,6 @@ class Peers:
         """Has all of them run on these cores only."""
         for name in self.pids:
             for task in self.family(name):
-                # Idle threads may end meanwhile.
                 with contextlib.suppress(ProcessLookupError):
                     os.sched_setaffinity(int(task.name), cores)
 

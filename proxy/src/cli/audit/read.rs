@@ -4,7 +4,7 @@ use std::{
     fmt,
     fs::File,
     io::{self, BufRead, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::SystemTime,
 };
 
@@ -106,7 +106,7 @@ pub(super) fn entries(files: Vec<PathBuf>) -> impl Iterator<Item = Result<Entry>
     })
 }
 
-fn lines(path: &PathBuf) -> io::Result<io::Lines<Box<dyn BufRead>>> {
+pub(super) fn lines(path: &Path) -> io::Result<io::Lines<Box<dyn BufRead>>> {
     let file = File::open(path)?;
     let is_compressed = path.extension().is_some_and(|end| end == "gz");
     let reader: Box<dyn BufRead> = match is_compressed {

@@ -10,12 +10,12 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-use super::{ConfigArgs, Entry, Filter, print, read::entries};
+use super::{ConfigArgs, Entry, Filter, print, read::lines};
 
 /// How often the file is looked at for more.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often a list of files is made anew that has changed before it was read.
-const TRIES: u32 = 5;
+/// Looks until older files are taken as they are found.
+const TRIES: u32 = 10;
 
 pub(super) fn run(
     filter: &Filter,
@@ -28,14 +28,9 @@ pub(super) fn run(
     let path = filter.path(config)?;
     // Opened before the old records are read: what is written meanwhile is printed twice at worst, and nothing is missed.
     let following = if follow { Some(Following::open(&path)?) } else { None };
-    let (mut latest, mut last) = (VecDeque::with_capacity(lines.min(1_024)), None);
-    for entry in filter.all(config)? {
-        let entry = entry?;
-        last = Some(entry.id.clone());
-        if !filter.takes(&entry) {
-            continue;
-        }
-        latest.push_back(entry);
+    let mut latest = VecDeque::with_capacity(lines.min(1_024));
+    for entry in filter.entries(config)? {
+        latest.push_back(entry?);
         if latest.len() > lines {
             latest.pop_front();
         }
@@ -44,10 +39,10 @@ pub(super) fn run(
         print(entry, json, out)?;
     }
     let Some(mut following) = following else { return Ok(()) };
-    following.last.clone_from(&last);
+    let last = latest.back().map(|entry| &entry.id);
     loop {
         for entry in following.more()? {
-            if filter.takes(&entry) && Some(&entry.id) != last.as_ref() {
+            if filter.takes(&entry) && Some(&entry.id) != last {
                 print(&entry, json, out)?;
             }
         }
@@ -64,86 +59,109 @@ struct Following<'a> {
     part: String,
     /// The record that was read last.
     last: Option<String>,
+    /// Looks since the file was rotated away.
+    tries: u32,
 }
 
 impl<'a> Following<'a> {
+    /// At the end of a file.
     fn open(path: &'a Path) -> Result<Self> {
-        let mut reader = reader(path)?;
-        reader.seek(io::SeekFrom::End(0))?;
-        Ok(Self { path, reader, part: String::new(), last: None })
+        let file = File::open(path).with_context(|| format!("can't read {}", path.display()))?;
+        let reader = BufReader::new(file);
+        let mut following = Self { path, reader, part: String::new(), last: None, tries: 0 };
+        following.read(&mut |_| {})?;
+        Ok(following)
     }
 
     /// The records that were written since.
     fn more(&mut self) -> Result<Vec<Entry>> {
         let mut found = Vec::new();
         // Looked at first: a file that is rotated away is still read to its end.
-        let is_rotated = self.is_rotated();
-        self.read(&mut found)?;
+        let is_rotated = !is_current(self.reader.get_ref(), self.path);
+        self.read(&mut |entry| found.push(entry))?;
         if is_rotated {
-            found.extend(self.turn(TRIES)?);
-            self.read(&mut found)?;
+            self.tries += 1;
+            match self.turn() {
+                Ok(Some(between)) => {
+                    found.extend(between);
+                    self.read(&mut |entry| found.push(entry))?;
+                }
+                Err(error) if self.tries >= TRIES => return Err(error),
+                // Files are renamed and compressed right now: the next look will find them in order.
+                Ok(None) | Err(_) => {}
+            }
         }
         Ok(found)
     }
 
-    /// Turns to the file that is written now, and gives what came between it and the one before.
-    fn turn(&mut self, tries: u32) -> Result<Vec<Entry>> {
-        self.reader = reader(self.path)?;
-        self.part.clear();
+    /// Turns to the file that is written now, and gives what came between it and the one before; `None` if that can't be told
+    /// yet.
+    fn turn(&mut self) -> Result<Option<Vec<Entry>>> {
+        let file = File::open(self.path).with_context(|| format!("can't read {}", self.path.display()))?;
         let mut older = crate::audit::files(self.path);
         older.retain(|file| file != self.path);
-        match after(older, self.last.as_deref()) {
-            Ok(found) if !self.is_rotated() => Ok(found),
-            found if tries == 0 => found,
-            // What was listed is not what lies there by now: files are renamed and compressed meanwhile.
-            _ => self.turn(tries - 1),
+        let between = match &self.last {
+            // Where it is gone for good, all that is left came after it.
+            Some(last) => after(older, last, self.tries >= TRIES)?,
+            None => Some(vec![]),
+        };
+        if between.is_none() || !is_current(&file, self.path) {
+            return Ok(None);
         }
+        (self.reader, self.tries) = (BufReader::new(file), 0);
+        self.part.clear();
+        Ok(between)
     }
 
     /// Reads on to the end of the file; what is no record is left out.
-    fn read(&mut self, found: &mut Vec<Entry>) -> io::Result<()> {
+    fn read(&mut self, each: &mut dyn FnMut(Entry)) -> io::Result<()> {
+        // Where no older files are kept, the file is emptied.
+        if self.reader.stream_position()? > self.reader.get_ref().metadata()?.len() {
+            self.reader.rewind()?;
+            self.part.clear();
+        }
         while self.reader.read_line(&mut self.part)? > 0 {
             if self.part.ends_with('\n') {
                 if let Ok(entry) = Entry::parse(self.part.trim_end()) {
                     self.last = Some(entry.id.clone());
-                    found.push(entry);
+                    each(entry);
                 }
                 self.part.clear();
             }
         }
         Ok(())
     }
-
-    #[cfg(unix)]
-    fn is_rotated(&self) -> bool {
-        use std::os::unix::fs::MetadataExt;
-        let (own, there) = (self.reader.get_ref().metadata(), fs::metadata(self.path));
-        own.ok().zip(there.ok()).is_some_and(|(own, there)| own.ino() != there.ino())
-    }
-
-    #[cfg(not(unix))]
-    fn is_rotated(&self) -> bool {
-        let (own, there) = (self.reader.get_ref().metadata(), fs::metadata(self.path));
-        own.ok().zip(there.ok()).is_some_and(|(own, there)| there.len() < own.len())
-    }
 }
 
-fn reader(path: &Path) -> Result<BufReader<File>> {
-    let file = File::open(path).with_context(|| format!("can't read {}", path.display()))?;
-    Ok(BufReader::new(file))
+/// Whether a file is still the one at `path`.
+#[cfg(unix)]
+fn is_current(file: &File, path: &Path) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    file.metadata().ok().zip(fs::metadata(path).ok()).is_some_and(|(own, there)| own.ino() == there.ino())
 }
 
-/// The records of `files` (oldest first) after the one with the id `last`; all, if it is in none of them.
-fn after(files: Vec<PathBuf>, last: Option<&str>) -> Result<Vec<Entry>> {
-    let mut found = Vec::new();
-    for file in files.into_iter().rev() {
-        let mut records = entries(vec![file]).collect::<Result<Vec<_>>>()?;
-        let at = records.iter().position(|record| Some(&*record.id) == last);
-        let new = records.split_off(at.map_or(0, |at| at + 1));
-        found.push(new);
+/// Whether a file is still the one at `path`.
+#[cfg(not(unix))]
+fn is_current(file: &File, path: &Path) -> bool {
+    file.metadata().ok().zip(fs::metadata(path).ok()).is_some_and(|(own, there)| there.len() >= own.len())
+}
+
+/// The records of `files` (oldest first) after the one with the id `last`. If it is in none of them: all with `or_all`, else
+/// `None`.
+fn after(files: Vec<PathBuf>, last: &str, or_all: bool) -> Result<Option<Vec<Entry>>> {
+    let records = |file: &Path| -> Result<_> {
+        let lines = lines(file).with_context(|| format!("can't read {}", file.display()))?;
+        Ok(lines.map_while(io::Result::ok).filter_map(|line| Entry::parse(&line).ok()))
+    };
+    let (mut found, mut is_there) = (Vec::new(), or_all);
+    for file in files.iter().rev() {
+        // Twice, so that a large file's records are not all held for the one after which nothing came.
+        let at = records(file)?.position(|record| record.id == last);
+        found.push(records(file)?.skip(at.map_or(0, |at| at + 1)).collect::<Vec<_>>());
         if at.is_some() {
+            is_there = true;
             break;
         }
     }
-    Ok(found.into_iter().rev().flatten().collect())
+    Ok(is_there.then(|| found.into_iter().rev().flatten().collect()))
 }
