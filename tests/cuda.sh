@@ -7,17 +7,17 @@
 # runs where the driver knows CUDA 13.0, with `LD_PRELOAD=libcuda.so.1` and the folders of libcublas.so.13, libcurand.so.10 and
 # libcudart.so.13 in LD_LIBRARY_PATH.
 set -euo pipefail
-cd "$(dirname "$0")/.."
 folder=${1:?a folder for the packages}
 shift
 [ $# -gt 0 ] || set -- build --release -p forethought-trainer
 mkdir -p "$folder"
 folder=$(realpath "$folder")
+cd "$(dirname "$0")/.."
 toolkit=$folder/nvidia/cu13
 
 if [ ! -x "$toolkit/bin/nvcc" ]; then
-    python3 -m pip install --quiet --no-deps --target "$folder" nvidia-{cublas,cuda-cccl,cuda-crt,cuda-nvcc,cuda-nvrtc,cuda-runtime,nvvm}==13.0.* \
-        nvidia-curand==10.4.0.*
+    python3 -m pip install --quiet --no-deps --target "$folder" \
+        nvidia-{cublas,cuda-cccl,cuda-crt,cuda-nvcc,cuda-nvrtc,cuda-runtime,nvvm}==13.0.* nvidia-curand==10.4.0.*
 fi
 # Linkers look for names without a version.
 for library in "$toolkit"/lib/lib{cublas,cublasLt,cudart,curand,nvrtc}.so.*; do

@@ -2,8 +2,9 @@
 # Checks the files in this folder with the tools that are made for them: hadolint, the schema of compose files, systemd,
 # Helm's own engine and the schemas of Kubernetes. Python packages go into the folder $1 (a virtual environment).
 set -euo pipefail
+mkdir -p "${1:?the folder of a virtual environment}"
+env=$(realpath "$1")
 cd "$(dirname "$0")"
-env=${1:?the folder of a virtual environment}
 
 [ -x "$env/bin/pip" ] || python3 -m venv "$env"
 "$env/bin/pip" install --quiet --disable-pip-version-check -r requirements.txt
